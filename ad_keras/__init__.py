@@ -1,0 +1,24 @@
+"""Perturbed and adversarial dreaming (PAD) for TensorFlow and Keras.
+
+Deperrois, Petrovici, Senn & Jordan (2022), "Learning cortical representations through perturbed
+and adversarial dreaming", eLife 11:e76384.
+"""
+
+import importlib
+
+_HOMES = {
+    "PAD": "ad_keras.model",
+    "build_encoder": "ad_keras.networks",
+    "build_generator": "ad_keras.networks",
+    "export_networks": "ad_keras.saved_model",
+    "load_encoder": "ad_keras.saved_model",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    # TensorFlow takes seconds to load, which `--help` and wrong flags need not wait for.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ad_keras' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,196 @@
+"""A run's folder: whose it is, what it was told, and the states training can continue from."""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from ad_keras.config import RUN_ONLY, Config
+from ad_keras.errors import RunError, UsageError
+
+FLAGS_FILE = "flags.json"
+_CONTENT = (FLAGS_FILE, "history.json", "results.json", "checkpoints", "logs", "figures")
+
+
+@contextlib.contextmanager
+def open_run(config: Config) -> Iterator[Path]:
+    """Takes a run's folder for this process, making it if need be.
+
+    Args:
+        config: of the run. With `overwrite`, what an earlier run left in the folder is deleted.
+
+    Yields:
+        The folder, with the flags saved in it.
+
+    Raises:
+        UsageError: if another process uses the folder, or it belongs to a run with other flags.
+    """
+    folder = config.run_path
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{folder} is in use by another process: wait for it, or choose another --run_dir."
+            ) from None
+        if config.overwrite:
+            for name in _CONTENT:
+                shutil.rmtree(folder / name, ignore_errors=True)
+                (folder / name).unlink(missing_ok=True)
+        saved = folder / FLAGS_FILE
+        if saved.exists():
+            _refuse_other_flags(load_config(folder), config)
+        write_atomically(saved, config.to_json())
+        yield folder
+
+
+def load_config(folder: Path) -> Config:
+    """The flags of an existing run.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        UsageError: if the folder is not a run's.
+    """
+    try:
+        return Config.from_json((folder / FLAGS_FILE).read_text())
+    except FileNotFoundError:
+        raise UsageError(f"{folder} is not the folder of a run: it has no {FLAGS_FILE}.") from None
+    except ValueError as error:
+        raise UsageError(
+            f"{folder / FLAGS_FILE} cannot be read ({error}): delete the folder, or start again "
+            "with --overwrite."
+        ) from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file such that at any moment either the old or the new one is there, whole."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+class Checkpoints:
+    """Saves and restores the whole state of training: networks, optimizers, memory and step.
+
+    `checkpoints/recent` holds the newest three states, by step; `checkpoints/epochs` keeps the
+    ends of epochs 1, 2, 5, 10, 20, 50, ... for looking back.
+
+    Args:
+        model: compiled, so that its optimizers have their state.
+        run_folder: of the run.
+    """
+
+    def __init__(self, model: keras.Model, run_folder: Path) -> None:
+        self._model = model
+        self._checkpoint = tf.train.Checkpoint(model=model)
+        root = run_folder / "checkpoints"
+        self._recent = tf.train.CheckpointManager(
+            self._checkpoint, str(root / "recent"), max_to_keep=3, checkpoint_name="step"
+        )
+        self._epochs = tf.train.CheckpointManager(
+            self._checkpoint, str(root / "epochs"), max_to_keep=None, checkpoint_name="epoch"
+        )
+
+    def save(self, epoch: int | None = None) -> None:
+        """Saves the present state.
+
+        Args:
+            epoch: how many epochs are completed, at the end of one.
+
+        Raises:
+            RunError: if a weight is not finite (nothing is saved then), or the disk refuses.
+        """
+        step = int(self._model.step.numpy())
+        # Losses can be finite one step after the weights no longer are.
+        broken = [weight.path for weight in self._model.weights if not _is_finite(weight.value)]
+        if broken:
+            raise RunError(
+                f"the weights {broken[0]} became NaN or infinite at step {step}. {self.advice()}"
+            )
+        try:
+            self._recent.save(checkpoint_number=step)
+            if epoch is not None and _is_kept(epoch):
+                self._epochs.save(checkpoint_number=epoch)
+        except (tf.errors.OpError, OSError) as error:
+            raise RunError(
+                f"cannot save a checkpoint at step {step} in {self._recent.directory} (is the "
+                f"disk full or read-only?): {_one_line(error)}. {self._newest()}"
+            ) from error
+
+    def restore(self) -> list[str]:
+        """Restores the newest state that can be read, if any was saved.
+
+        Returns:
+            A line for each newer checkpoint that is damaged.
+
+        Raises:
+            RunError: if there are checkpoints and all are damaged.
+        """
+        damaged = []
+        for path in self._saved():
+            try:
+                self._checkpoint.restore(str(path)).assert_existing_objects_matched()
+                return damaged
+            except (tf.errors.OpError, ValueError, AssertionError) as error:
+                damaged.append(
+                    f"{path} is damaged ({_one_line(error)}): continuing from the one before."
+                )
+        if damaged:
+            raise RunError(
+                f"none of the {len(damaged)} checkpoints in {self._recent.directory} can be read: "
+                "start again with --overwrite."
+            )
+        return []
+
+    def advice(self) -> str:
+        """What to say when training diverged."""
+        return f"{self._newest()} Lower --encoder_learning_rate and --generator_learning_rate."
+
+    def _newest(self) -> str:
+        saved = self._saved()
+        return (
+            f"The last good checkpoint is {saved[0]}." if saved else "There is no checkpoint yet."
+        )
+
+    def _saved(self) -> list[Path]:
+        """Newest first. Found by their files, since the list that is kept of them may be lost."""
+        files = Path(self._recent.directory).glob("step-*.index")
+        paths = [path.with_suffix("") for path in files]
+        return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def _refuse_other_flags(saved: Config, wanted: Config) -> None:
+    before, now = dataclasses.asdict(saved), dataclasses.asdict(wanted)
+    different = [
+        f"--{name} was {before[name]} and is {now[name]}"
+        for name in now
+        if name not in RUN_ONLY and before[name] != now[name]
+    ]
+    if different:
+        raise UsageError(
+            f"{wanted.run_path} holds a run with other flags: {'; '.join(different)}. Use these "
+            "again to continue it, another --run_dir for a new run, or --overwrite to delete it."
+        )
+
+
+def _is_finite(value: tf.Tensor) -> bool:
+    if not value.dtype.is_floating:
+        return True
+    return bool(tf.reduce_all(tf.math.is_finite(value)))
+
+
+def _is_kept(epoch: int) -> bool:
+    return epoch > 0 and str(epoch).rstrip("0") in ("1", "2", "5")
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

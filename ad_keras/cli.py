@@ -1,0 +1,180 @@
+"""What all command lines share: flags from a dataclass, errors as one line, a quiet TensorFlow."""
+
+import contextlib
+import dataclasses
+import difflib
+import os
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from absl import flags
+
+from ad_keras.errors import RunError, UsageError
+
+Config = TypeVar("Config")
+
+
+def flag(default, group: str, description: str, choices: Sequence[str] = ()):
+    """A dataclass field that is also a flag.
+
+    Args:
+        default: of the flag; its type is the flag's, None stands for an optional text.
+        group: heading under which `--help` lists the flag.
+        description: what `--help` says of it.
+        choices: the values that a text may take, where they are few.
+    """
+    metadata = {"group": group, "description": description, "choices": tuple(choices)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse(config_class: type[Config], argv: Sequence[str], program: str) -> Config:
+    """Reads a command line into its dataclass.
+
+    `--flagfile=FILE` reads flags from a file, one a line; it can be given repeatedly, and a later
+    flag replaces an earlier one.
+
+    Args:
+        config_class: a dataclass whose fields were made by `flag`. It validates itself with
+            `UsageError`; its docstring is what `--help` says of the program.
+        argv: the program's name and its arguments.
+        program: how the program is called, for `--help`.
+
+    Raises:
+        UsageError: naming the flag and what it may be.
+        SystemExit: after `--help`.
+    """
+    values = flags.FlagValues()
+    for field in dataclasses.fields(config_class):
+        _define(field, values)
+    arguments = list(argv)
+    if any(argument in ("--help", "-help", "-h", "--h") for argument in arguments[1:]):
+        print(_help(config_class, program))
+        raise SystemExit(0)
+    try:
+        rest = values(arguments)
+    except flags.UnrecognizedFlagError as error:
+        raise UsageError(_unknown(error.flagname, values)) from None
+    except flags.Error as error:
+        raise UsageError(f"{str(error).replace('ERROR:: ', '').rstrip('.')}.") from None
+    if len(rest) > 1:
+        raise UsageError(f"'{rest[1]}' is not a flag: write --name=value.")
+    return config_class(**{name: _plain(values[name].value) for name in values})
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a program and turns what it raises into one line and an exit status.
+
+    Args:
+        main: takes the command line. `UsageError` ends it with status 2, `RunError` and failed
+            writes with 1, an interruption with 130.
+    """
+    try:
+        main(sys.argv)
+    except (UsageError, RunError) as error:
+        _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        _fail("interrupted.", 130)
+    except OSError as error:
+        # Disks fill up and folders are read-only: that is no fault of the program.
+        where = f" {error.filename}" if error.filename else ""
+        _fail(f"cannot read or write{where}: {error.strerror or error}.", 1)
+
+
+@contextlib.contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keeps back what TensorFlow prints while it loads and looks for devices, unless that fails.
+
+    Environment variables do not reach these messages: they are written before logging starts.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held, _duplicate(2) as stderr:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+            import tensorflow as tf
+
+            tf.config.list_logical_devices()
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+
+
+@contextlib.contextmanager
+def _duplicate(descriptor: int) -> Iterator[int]:
+    copy = os.dup(descriptor)
+    try:
+        yield copy
+    finally:
+        os.close(copy)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _define(field: dataclasses.Field, values: flags.FlagValues) -> None:
+    description, choices = field.metadata["description"], field.metadata["choices"]
+    if choices:
+        flags.DEFINE_enum(field.name, field.default, choices, description, values)
+        return
+    define = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        tuple: flags.DEFINE_list,
+    }.get(type(field.default), flags.DEFINE_string)
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    define(field.name, default, description, flag_values=values)
+
+
+def _plain(value):
+    return tuple(item.strip() for item in value) if isinstance(value, list) else value
+
+
+def _unknown(name: str, values: flags.FlagValues) -> str:
+    near = difflib.get_close_matches(name, list(values), n=3)
+    advice = " or ".join(f"--{match}" for match in near)
+    return f"--{name} is not a flag of this program. " + (
+        f"Did you mean {advice}?" if near else "--help lists them."
+    )
+
+
+def _help(config_class: type, program: str) -> str:
+    lines = [f"{program} [flags]", ""]
+    lines += textwrap.wrap(config_class.__doc__.split("\n\n")[0], 88)
+    group = None
+    for field in dataclasses.fields(config_class):
+        if field.metadata["group"] != group:
+            group = field.metadata["group"]
+            lines += ["", f"{group}:"]
+        lines += _help_of_flag(field)
+    lines += [
+        "",
+        "--flagfile=FILE reads flags from a file, one a line; repeat it to combine files.",
+    ]
+    return "\n".join(lines)
+
+
+def _help_of_flag(field: dataclasses.Field) -> list[str]:
+    default = field.default
+    if isinstance(default, bool):
+        head = f"--{field.name}"
+    else:
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        head = f"--{field.name}=" + ("..." if shown is None else str(shown))
+    text = field.metadata["description"]
+    if field.metadata["choices"]:
+        text += f" ({', '.join(field.metadata['choices'])})"
+    indent = " " * 34
+    wrapped = textwrap.wrap(text, 96, initial_indent=indent, subsequent_indent=indent)
+    if len(head) < 31:
+        return [f"  {head:<32}{wrapped[0].strip()}", *wrapped[1:]]
+    return [f"  {head}", *wrapped]

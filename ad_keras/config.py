@@ -1,0 +1,208 @@
+"""What a training run is told: one frozen dataclass, which the flags fill and every run saves."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from ad_keras.cli import flag
+from ad_keras.errors import UsageError
+
+IMAGE_SIZES = (32, 64, 128)
+
+CONDITIONS = {
+    "full": {},
+    "no_memory_mix": {"mix_recent": 1.0, "mix_memories": 1.0},
+    "no_rem": {
+        "phases": ("wake", "nrem"),
+        "external_weight": 0.0,
+        "wake_noise_variance": 0.5,
+        "nrem_weight": 0.5,
+    },
+    "no_nrem": {"phases": ("wake", "rem")},
+    "wake_only": {"phases": ("wake",), "external_weight": 0.0, "wake_noise_variance": 0.5},
+    "rem_noise_only": {"mix_memories": 0.0},
+    "rem_mix_only": {"mix_memories": 1.0},
+    "rem_before_nrem": {"phases": ("wake", "rem", "nrem")},
+    "nrem_mixed": {"nrem_memories": "mixed"},
+}
+"""The paper's conditions: what each changes of the full model. `flags/` has a file for each."""
+
+_DATA, _NETWORKS, _PHASES, _TRAINING, _RUN = (
+    "Data",
+    "Networks",
+    "Phases (defaults: the paper's full model)",
+    "Training",
+    "Run",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains perturbed and adversarial dreaming (PAD) on a data set and exports its encoder.
+
+    Raises:
+        UsageError: one line that names the flag, its value, and what it may be.
+    """
+
+    dataset: str = flag(
+        "synth_digits",
+        _DATA,
+        "svhn, cifar10, mnist, fashion_mnist, synth_digits (generated; synth_digits/50k for a "
+        "larger one), or a folder of images train/<class>/*.png",
+    )
+    data_dir: str | None = flag(
+        None, _DATA, "folder of prepared TensorFlow Datasets (default: ~/tensorflow_datasets)"
+    )
+    image_size: int = flag(32, _DATA, "side of the images in pixels: 32, 64 or 128")
+    train_examples: int = flag(0, _DATA, "train on only so many images (0: all)")
+
+    latent_dim: int = flag(256, _NETWORKS, "size of the latent")
+    base_filters: int = flag(64, _NETWORKS, "filters of the first convolution; each block doubles")
+
+    phases: tuple[str, ...] = flag(
+        ("wake", "nrem", "rem"), _PHASES, "which phases run on a mini-batch, in this order"
+    )
+    reconstruction_weight: float = flag(1.0, _PHASES, "of the reconstruction loss in wake")
+    kl_weight: float = flag(1.0, _PHASES, "of the divergence from the prior in wake")
+    external_weight: float = flag(1.0, _PHASES, "of the discriminator's loss in wake; 0: without")
+    wake_noise_variance: float = flag(
+        0.0, _PHASES, "of the noise on the latents that wake reconstructs from"
+    )
+    nrem_weight: float = flag(1.0, _PHASES, "of the latent loss in NREM")
+    nrem_memories: str = flag(
+        "single", _PHASES, "what NREM replays: memories, or REM's mixtures", ("single", "mixed")
+    )
+    occlusion_min: float = flag(0.0, _PHASES, "lowest probability of occluding a tile")
+    occlusion_max: float = flag(1.0, _PHASES, "highest probability of occluding a tile")
+    tile_min: int = flag(1, _PHASES, "smallest side of a tile in pixels")
+    tile_max: int = flag(8, _PHASES, "largest side of a tile in pixels")
+    mask_per: str = flag("batch", _PHASES, "one occlusion mask for each", ("batch", "image"))
+    rem_weight: float = flag(1.0, _PHASES, "of the discriminator's loss in REM")
+    mix_recent: float = flag(0.5, _PHASES, "share of the newer of the two memories (lambda)")
+    mix_memories: float = flag(0.5, _PHASES, "share of memories against noise (lambda')")
+
+    epochs: int = flag(50, _TRAINING, "passes over the training images")
+    batch_size: int = flag(64, _TRAINING, "images of a mini-batch; an incomplete one is dropped")
+    encoder_learning_rate: float = flag(2e-4, _TRAINING, "of the encoder's Adam")
+    generator_learning_rate: float = flag(2e-4, _TRAINING, "of the generator's Adam")
+    beta_1: float = flag(0.5, _TRAINING, "decay of Adam's momentum")
+    beta_2: float = flag(0.999, _TRAINING, "decay of Adam's second moment")
+    precision: str = flag("float32", _TRAINING, "of the networks", ("float32", "mixed_bfloat16"))
+    seed: int = flag(0, _TRAINING, "of weights, order, noise and masks")
+
+    run_dir: str | None = flag(
+        None, _RUN, "checkpoints, logs and pictures (default: runs/<data set>[-<condition>])"
+    )
+    saved_model_dir: str | None = flag(
+        None, _RUN, "the exported networks (default: saved_models/<name of the run>)"
+    )
+    overwrite: bool = flag(False, _RUN, "delete what another run left in --run_dir")
+    checkpoint_every: int = flag(500, _RUN, "steps between checkpoints")
+    log_every: int = flag(50, _RUN, "steps between entries of the losses in TensorBoard")
+    dream_every: int = flag(1, _RUN, "epochs between picture grids (0: none)")
+    probe_every: int = flag(1, _RUN, "epochs between linear probes (0: only first and last)")
+
+    def __post_init__(self):
+        for name in ("latent_dim", "base_filters", "epochs", "tile_min", "checkpoint_every"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("log_every", self.log_every >= 1, "at least 1")
+        for name in ("train_examples", "seed", "dream_every", "probe_every"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("batch_size", self.batch_size >= 2, "at least 2: one image has no variance")
+        self._require("image_size", self.image_size in IMAGE_SIZES, "32, 64 or 128")
+        for name in ("reconstruction_weight", "nrem_weight", "rem_weight"):
+            self._require(name, getattr(self, name) > 0, "above 0; --phases leaves a phase out")
+        for name in ("kl_weight", "external_weight", "wake_noise_variance"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("encoder_learning_rate", "generator_learning_rate"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        for name in ("beta_1", "beta_2"):
+            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        for name in ("mix_recent", "mix_memories", "occlusion_min", "occlusion_max"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        self._require(
+            "occlusion_max",
+            self.occlusion_max >= self.occlusion_min,
+            f"no less than --occlusion_min ({self.occlusion_min})",
+        )
+        self._require(
+            "tile_max", self.tile_max >= self.tile_min, f"no less than --tile_min ({self.tile_min})"
+        )
+        self._require(
+            "phases",
+            self.phases[:1] == ("wake",)
+            and len(set(self.phases)) == len(self.phases)
+            and set(self.phases) <= {"wake", "nrem", "rem"},
+            "'wake', then 'nrem' and 'rem' once each in any order, or without one of them",
+        )
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            value = ",".join(value) if isinstance(value, tuple) else value
+            raise UsageError(f"--{name}={value} is not possible: it must be {allowed}.")
+
+    @property
+    def condition(self) -> str:
+        """Which of the paper's conditions this is, or `custom`."""
+        plain = Config()
+        names = {name for changes in CONDITIONS.values() for name in changes}
+        names |= {"reconstruction_weight", "kl_weight", "rem_weight"}
+        names |= {"occlusion_min", "occlusion_max", "tile_min", "tile_max", "mask_per"}
+        mine = {name: getattr(self, name) for name in names}
+        for condition, changes in CONDITIONS.items():
+            if mine == {name: changes.get(name, getattr(plain, name)) for name in names}:
+                return condition
+        return "custom"
+
+    @property
+    def run_path(self) -> Path:
+        """The folder of the run."""
+        if self.run_dir:
+            return Path(self.run_dir)
+        name = Path(self.dataset).name if _is_path(self.dataset) else self.dataset.replace("/", "_")
+        return Path("runs") / (name if self.condition == "full" else f"{name}-{self.condition}")
+
+    @property
+    def export_path(self) -> Path:
+        """The folder of the exported networks."""
+        if self.saved_model_dir:
+            return Path(self.saved_model_dir)
+        return Path("saved_models") / self.run_path.resolve().name
+
+    def to_json(self) -> str:
+        """The flags as they are saved beside a run."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: if the text is not the flags of a run of this version.
+        """
+        try:
+            values = json.loads(text)
+            return cls(**{**values, "phases": tuple(values["phases"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not the flags of a run ({error})") from error
+
+
+RUN_ONLY = frozenset(
+    {
+        "data_dir",
+        "epochs",
+        "run_dir",
+        "saved_model_dir",
+        "overwrite",
+        "checkpoint_every",
+        "log_every",
+        "dream_every",
+        "probe_every",
+    }
+)
+"""Flags that a continued run may change: no weight at a given step depends on them."""
+
+
+def _is_path(dataset: str) -> bool:
+    return dataset.startswith((".", "/", "~")) or Path(dataset).is_dir()

@@ -1,0 +1,324 @@
+"""Images in, mini-batches out.
+
+`load` brings a whole split into memory as uint8; `batches` makes a `tf.data` pipeline of it in
+which every mini-batch is a function of (seed, step) alone.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import io
+import logging
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from ad_keras.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+DATASETS = {
+    "svhn": "svhn_cropped",
+    "cifar10": "cifar10",
+    "mnist": "mnist",
+    "fashion_mnist": "fashion_mnist",
+    "synth_digits": "synth_digits",
+}
+"""Names that `load` knows, and what TensorFlow Datasets calls them."""
+
+VALIDATION_SHARE = 0.1
+"""Share of the training images on which choices are made; see `validation_split`."""
+
+_SOURCES = {
+    "svhn": "http://ufldl.stanford.edu",
+    "cifar10": "https://www.cs.toronto.edu",
+    "mnist": "https://storage.googleapis.com",
+    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+}
+_SUFFIXES = {".png", ".jpg", ".jpeg"}
+_SECONDS_TO_CONNECT = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """A split in memory.
+
+    Attributes:
+        images: uint8 [N, image_size, image_size, 3].
+        labels: int64 [N], or None where there are none.
+        class_names: by label; empty without labels.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, count: int) -> "ImageSet":
+        """The first `count` images."""
+        labels = None if self.labels is None else self.labels[:count]
+        return dataclasses.replace(self, images=self.images[:count], labels=labels)
+
+
+def resolve(dataset: str) -> Path | None:
+    """Checks the name of a data set.
+
+    Args:
+        dataset: one of `DATASETS`, `synth_digits/<size>`, or the path of a folder of images.
+
+    Returns:
+        The folder, or None for one of `DATASETS`.
+
+    Raises:
+        UsageError: if it is neither, with the nearest names.
+    """
+    name, _, size = dataset.partition("/")
+    if name in DATASETS and (not size or name == "synth_digits"):
+        return None
+    folder = Path(dataset).expanduser()
+    if folder.is_dir():
+        return folder
+    near = difflib.get_close_matches(name, DATASETS, n=2, cutoff=0.5) or list(DATASETS)
+    raise UsageError(
+        f"--dataset={dataset} is neither a data set nor an existing folder. "
+        f"Did you mean {' or '.join(near)}?"
+    )
+
+
+def load(
+    dataset: str, split: str, *, data_dir: str | None = None, image_size: int = 32
+) -> ImageSet:
+    """Loads a split into memory, in an order that is always the same.
+
+    Grey images get three equal channels; images of another size are resized.
+
+    Args:
+        dataset: one of `DATASETS`, `synth_digits/<size>`, or a folder as `tfds.ImageFolder` has
+            it, `<folder>/<split>/<class>/*.png` or `.jpg`. Images that lie in `<folder>/<split>`
+            itself have no labels.
+        split: "train" or "test".
+        data_dir: where TensorFlow Datasets are prepared; None for its own default.
+        image_size: side of the images in pixels.
+
+    Raises:
+        UsageError: if the data set is unknown, or is neither prepared nor can be.
+        RunError: if its files are damaged; the message names them.
+    """
+    folder = resolve(dataset)
+    if folder is not None:
+        return _load_folder(folder, split, image_size)
+    return _load_prepared(dataset, split, data_dir, image_size)
+
+
+def validation_split(examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits the training set for choices that must not see the test set.
+
+    Args:
+        examples: size of the training set.
+        seed: of the split.
+
+    Returns:
+        Sorted indices of the 90 % to fit on, and of the 10 % to score on.
+    """
+    order = np.random.default_rng([seed, examples]).permutation(examples)
+    held_out = max(1, round(VALIDATION_SHARE * examples))
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def batches(
+    images: np.ndarray, batch_size: int, seed: int, first: int, last: int
+) -> "tf.data.Dataset":
+    """The mini-batches of training steps `first` to `last` - 1.
+
+    Every epoch visits the images in a new random order and drops the incomplete mini-batch. A
+    step's images depend on the seed and on the step, not on the steps before.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        batch_size: at most N.
+        seed: of the order.
+        first: step to begin with; the epoch is `first // (N // batch_size)`.
+        last: step to end before.
+
+    Returns:
+        A `tf.data.Dataset` of uint8 [batch_size, H, W, C].
+    """
+    import tensorflow as tf
+
+    steps_per_epoch = len(images) // batch_size
+    highest = tf.constant(len(images) - 1, tf.int64)
+    # A captured NumPy array would be copied into the graph; a tensor is referred to.
+    pool = tf.convert_to_tensor(images)
+
+    def batch(step: tf.Tensor) -> tf.Tensor:
+        epoch, offset = step // steps_per_epoch, step % steps_per_epoch
+        positions = offset * batch_size + tf.range(batch_size, dtype=tf.int64)
+        order = tf.random.experimental.index_shuffle(positions, tf.stack([seed, epoch]), highest)
+        return tf.gather(pool, order)
+
+    steps = tf.data.Dataset.range(first, last)
+    return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4)
+
+
+def _load_prepared(dataset: str, split: str, data_dir: str | None, image_size: int) -> ImageSet:
+    tfds = _tensorflow_datasets()
+    import tensorflow as tf
+
+    name, _, config = dataset.partition("/")
+    if name == "synth_digits":
+        importlib.import_module("ad_keras.data.synth_digits")  # registers the builder
+        _refuse_unknown_size(list(tfds.builder_cls(name).builder_configs), config)
+    full_name = DATASETS[name] + (f"/{config}" if config else "")
+    where = Path(data_dir).expanduser() if data_dir else Path(tfds.core.constants.DATA_DIR)
+    try:
+        builder = tfds.builder(full_name, data_dir=str(where))
+    except Exception as error:  # anything a damaged description can raise
+        raise RunError(_damaged(dataset, where, error)) from error
+    if not builder.is_prepared():
+        _prepare(builder, name, dataset, where)
+    try:
+        expected = builder.info.splits[split].num_examples
+        images = np.empty((expected, image_size, image_size, 3), np.uint8)
+        labels = np.empty(expected, np.int64)
+        read = 0
+        examples = builder.as_dataset(split=split, as_supervised=True, shuffle_files=False)
+        for pictures, classes in tfds.as_numpy(examples.batch(256).prefetch(4)):
+            images[read : read + len(classes)] = _fit(pictures, image_size)
+            labels[read : read + len(classes)] = classes
+            read += len(classes)
+    except (tf.errors.OpError, OSError, ValueError, KeyError) as error:
+        raise RunError(_damaged(dataset, builder.data_dir, error)) from error
+    if read != expected:
+        short = f"{read} of {expected} images of '{split}' are there"
+        raise RunError(_damaged(dataset, builder.data_dir, short))
+    return ImageSet(images, labels, tuple(builder.info.features["label"].names))
+
+
+def _tensorflow_datasets():
+    import tensorflow_datasets as tfds
+
+    # Its notes on folders without a description would stand between our own lines.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return tfds
+
+
+def _refuse_unknown_size(sizes: list[str], size: str) -> None:
+    if size and size not in sizes:
+        raise UsageError(
+            f"--dataset=synth_digits/{size} does not exist; the sizes are {', '.join(sizes)}."
+        )
+
+
+def _prepare(builder, name: str, dataset: str, where: Path) -> None:
+    """Downloads, or generates, what is not there yet."""
+    if name in _SOURCES and not _reachable(_SOURCES[name]):
+        raise UsageError(_missing(dataset, where, f"{_SOURCES[name]} cannot be reached"))
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # the many ways in which a download fails
+        if name in _SOURCES:
+            raise UsageError(_missing(dataset, where, _one_line(error))) from error
+        raise RunError(f"{dataset} cannot be generated in {where}: {_one_line(error)}.") from error
+
+
+def _reachable(address: str) -> bool:
+    answered = threading.Event()
+
+    def connect() -> None:
+        request = urllib.request.Request(address, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=_SECONDS_TO_CONNECT).close()
+        except urllib.error.HTTPError:
+            pass  # an answer, if not a friendly one
+        except OSError:
+            return
+        answered.set()
+
+    # Looking up a host's name heeds no time-out, so it may outlive the wait for it.
+    lookup = threading.Thread(target=connect, daemon=True)
+    lookup.start()
+    lookup.join(_SECONDS_TO_CONNECT + 2)
+    return answered.is_set()
+
+
+def _missing(dataset: str, where: Path, reason: str) -> str:
+    name = DATASETS[dataset]
+    return (
+        f"--dataset={dataset} is not prepared in {where / name} and {reason}. Prepare it on a "
+        f"connected machine (tfds build {name} --data_dir=DIR) and copy DIR here, point "
+        "--data_dir to a folder that has it, or use --dataset=synth_digits, which is generated."
+    )
+
+
+def _damaged(dataset: str, where: str | Path, reason) -> str:
+    return (
+        f"--dataset={dataset} in {where} is damaged or incomplete: {_one_line(reason)}. "
+        "Delete that folder and prepare the data set again."
+    )
+
+
+def _one_line(reason) -> str:
+    lines = str(reason).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(reason).__name__
+
+
+def _load_folder(folder: Path, split: str, image_size: int) -> ImageSet:
+    root = folder / split
+    if not root.is_dir():
+        raise UsageError(
+            f"{folder} has no folder '{split}': images belong into "
+            f"{root}/<class>/, or into {root} where there are no classes."
+        )
+    class_names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+    loose = _pictures(root)
+    if class_names and loose:
+        raise UsageError(f"{root} has both folders of classes and images beside them: {loose[0]}.")
+    files = [(path, 0) for path in loose]
+    for label, name in enumerate(class_names):
+        files += [(path, label) for path in _pictures(root / name)]
+    if not files:
+        raise UsageError(f"{root} has no images ({', '.join(sorted(_SUFFIXES))}).")
+    images = np.stack([_read(path, image_size) for path, _ in files])
+    labels = np.array([label for _, label in files], np.int64) if class_names else None
+    return ImageSet(images, labels, class_names)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+
+
+def _read(path: Path, image_size: int) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RunError(
+            f"{path} is not a readable image ({_one_line(error)}): repair or remove it."
+        ) from error
+    height, width, _ = pixels.shape
+    if height != width:
+        raise RunError(
+            f"{path} is {width} x {height} pixels: images must be square (they are resized to "
+            f"{image_size} x {image_size}); crop it first."
+        )
+    return _fit(pixels[None], image_size)[0]
+
+
+def _fit(images: np.ndarray, image_size: int) -> np.ndarray:
+    """uint8 [N, H, W, 1 or 3] -> uint8 [N, image_size, image_size, 3]."""
+    images = np.broadcast_to(images, (*images.shape[:-1], 3))
+    if images.shape[1:3] == (image_size, image_size):
+        return images
+    size: Sequence[int] = (image_size, image_size)
+    return np.stack(
+        [np.asarray(Image.fromarray(image).resize(size, Image.BILINEAR)) for image in images]
+    )

@@ -1,0 +1,26 @@
+"""Errors that are shown to people as one line, without a stack trace."""
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be done: a wrong value, or data that are not as they must be."""
+
+    exit_status = 2
+
+
+class RunError(RuntimeError):
+    """What was asked for is possible, but failed on the way."""
+
+    exit_status = 1
+
+
+class Interrupted(RunError):
+    """A signal ended the run, which can be continued.
+
+    Args:
+        message: what to say.
+        exit_status: 128 and the signal's number, as shells have it.
+    """
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status

@@ -1,0 +1,1 @@
+"""Evaluation of encoders and dreams: pure functions of NumPy arrays and a seed."""

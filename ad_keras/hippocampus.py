@@ -1,0 +1,76 @@
+"""The memory of the last mini-batch's latents."""
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable("ad_keras")
+class Hippocampus(keras.layers.Layer):
+    """Keeps the latents of one mini-batch until the next REM phase recalls them.
+
+    Its content is two weights, so that checkpoints and saved models hold it.
+
+    Args:
+        capacity: the most latents that can be stored at a time.
+        latent_dim: size of a latent.
+    """
+
+    def __init__(self, capacity: int, latent_dim: int, **kwargs) -> None:
+        super().__init__(trainable=False, dtype="float32", **kwargs)
+        self.capacity = capacity
+        self.latent_dim = latent_dim
+        self.latents = self.add_weight(
+            shape=(capacity, latent_dim), initializer="zeros", trainable=False, name="latents"
+        )
+        self.stored = self.add_weight(
+            shape=(), initializer="zeros", dtype="int32", trainable=False, name="stored"
+        )
+        self.built = True
+
+    def store(self, latents: tf.Tensor) -> None:
+        """Replaces the memory.
+
+        Args:
+            latents: [B, latent_dim] with B of at most `capacity`.
+        """
+        count = tf.shape(latents)[0]
+        if latents.shape[0] == self.capacity:
+            self.latents.assign(latents)
+        else:
+            with tf.control_dependencies(
+                [
+                    tf.debugging.assert_less_equal(
+                        count,
+                        self.capacity,
+                        "A mini-batch has more images than the hippocampus can hold: build "
+                        f"PAD with batch_size of at least that (it is {self.capacity}).",
+                    )
+                ]
+            ):
+                empty = tf.zeros([self.capacity - count, self.latent_dim])
+            self.latents.assign(tf.concat([latents, empty], axis=0))
+        self.stored.assign(count)
+
+    def recall(self, latents: tf.Tensor) -> tf.Tensor:
+        """The latents of the previous mini-batch, as partners for the present ones.
+
+        Where there is none (at the first step, or if the previous mini-batch was smaller), the
+        present latent is its own partner.
+
+        Args:
+            latents: [B, latent_dim] with B of at most `capacity`.
+
+        Returns:
+            [B, latent_dim].
+        """
+        count = tf.shape(latents)[0]
+        remembered = (tf.range(count) < self.stored)[:, None]
+        return tf.where(remembered, self.latents[:count], latents)
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        return {
+            "capacity": self.capacity,
+            "latent_dim": self.latent_dim,
+            "name": self.name,
+        }

@@ -1,0 +1,209 @@
+"""A training run from its flags to its export."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams
+
+from ad_keras import data
+from ad_keras.callbacks import Guard, LossLog, Progress, Reports
+from ad_keras.checkpoints import Checkpoints, load_config, open_run
+from ad_keras.config import Config
+from ad_keras.errors import UsageError
+from ad_keras.model import PAD
+from ad_keras.networks import build_encoder, build_generator
+from ad_keras.optimizers import FusedAdam
+from ad_keras.saved_model import export_networks
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run leaves.
+
+    Attributes:
+        run_folder: checkpoints, logs and pictures.
+        export_folder: the networks, as `export_networks` writes them.
+        history: by epoch (as text; "0" is the untrained model), losses and the probe's accuracy.
+        notes: what a person should know, such as damaged checkpoints.
+    """
+
+    run_folder: Path
+    export_folder: Path
+    history: dict[str, dict[str, float]]
+    notes: list[str]
+
+
+def build_model(config: Config) -> PAD:
+    """The model that a configuration describes, compiled and untrained."""
+    shape = {
+        "image_size": config.image_size,
+        "latent_dim": config.latent_dim,
+        "base_filters": config.base_filters,
+        "seed": config.seed,
+        "dtype": config.precision,
+    }
+    model = PAD(
+        build_encoder(**shape),
+        build_generator(**shape),
+        phases=config.phases,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        reconstruction_weight=config.reconstruction_weight,
+        kl_weight=config.kl_weight,
+        external_weight=config.external_weight,
+        nrem_weight=config.nrem_weight,
+        rem_weight=config.rem_weight,
+        wake_noise_variance=config.wake_noise_variance,
+        mix_recent=config.mix_recent,
+        mix_memories=config.mix_memories,
+        nrem_mixed=config.nrem_memories == "mixed",
+        occlusion_range=(config.occlusion_min, config.occlusion_max),
+        tile_range=(config.tile_min, config.tile_max),
+        occlusion_per_image=config.mask_per == "image",
+    )
+    encoder_optimizer, generator_optimizer = (
+        FusedAdam(rate, beta_1=config.beta_1, beta_2=config.beta_2, epsilon=1e-8)
+        for rate in (config.encoder_learning_rate, config.generator_learning_rate)
+    )
+    model.compile(encoder_optimizer, generator_optimizer)
+    return model
+
+
+def train(config: Config) -> TrainingResult:
+    """Trains, or continues to train, a run to its last epoch, and exports its networks.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UsageError: if the data or the run's folder are not as they must be.
+        RunError: if training fails; the last good checkpoint stays.
+        Interrupted: after SIGINT or SIGTERM; calling again continues.
+    """
+    # This rewriting of graphs cannot handle the gradient of a leaky rectifier: it gives up, with an
+    # alarming message.
+    tf.config.optimizer.set_experimental_options({"remapping": False})
+    with open_run(config) as folder:
+        train_set = _training_images(config)
+        steps_per_epoch = len(train_set) // config.batch_size
+        model = build_model(config)
+        checkpoints = Checkpoints(model, folder)
+        notes = checkpoints.restore()
+        for note in notes:
+            print(note, flush=True)
+        writer = tf.summary.create_file_writer(str(folder / "logs"))
+        reports = Reports(
+            train_set,
+            folder,
+            writer,
+            epochs=config.epochs,
+            dream_every=config.dream_every,
+            probe_every=config.probe_every,
+            seed=config.seed,
+        )
+        reports.set_model(model)
+        with writer.as_default(step=0):
+            hparams.hparams(_hyper_parameters(config))
+        _fit(config, model, train_set, checkpoints, reports, writer, steps_per_epoch)
+        reports.embed()
+        writer.close()
+        export_networks(model, config.export_path, export_metadata(config))
+    return TrainingResult(folder, config.export_path, reports.history, notes)
+
+
+def restore_run(folder: Path) -> tuple[Config, PAD]:
+    """The model of an existing run, as its newest checkpoint has it.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        UsageError: if the folder is no run's, or the run has no checkpoint yet.
+        RunError: if no checkpoint can be read.
+    """
+    config = load_config(folder)
+    model = build_model(config)
+    Checkpoints(model, folder).restore()
+    if not model.step.numpy():
+        raise UsageError(f"the run in {folder} has no checkpoint yet: continue its training.")
+    return config, model
+
+
+def export_metadata(config: Config) -> dict:
+    """What an export says of the run it comes from."""
+    return {
+        "dataset": config.dataset,
+        "condition": config.condition,
+        "seed": config.seed,
+        "run": config.run_path.name,
+        "flags": dataclasses.asdict(config),
+    }
+
+
+def _training_images(config: Config) -> data.ImageSet:
+    train_set = data.load(
+        config.dataset, "train", data_dir=config.data_dir, image_size=config.image_size
+    )
+    if config.train_examples > len(train_set):
+        raise UsageError(
+            f"--train_examples={config.train_examples} is more than the {len(train_set)} training "
+            f"images of {config.dataset}."
+        )
+    if config.train_examples:
+        train_set = train_set.take(config.train_examples)
+    if config.batch_size > len(train_set):
+        raise UsageError(
+            f"--batch_size={config.batch_size} is more than the {len(train_set)} training images."
+        )
+    return train_set
+
+
+def _fit(
+    config: Config,
+    model: PAD,
+    train_set: data.ImageSet,
+    checkpoints: Checkpoints,
+    reports: Reports,
+    writer: tf.summary.SummaryWriter,
+    steps_per_epoch: int,
+) -> None:
+    first = int(model.step.numpy())
+    verbose = 1 if sys.stdout.isatty() else 2  # a bar for people, a line an epoch for files
+    if first % steps_per_epoch == 0:
+        reports.report(first // steps_per_epoch)
+    with Guard(checkpoints, config.checkpoint_every, steps_per_epoch, first) as guard:
+        callbacks = [
+            Progress(config.batch_size),
+            LossLog(writer, config.log_every, config.batch_size, first),
+            guard,
+            reports,
+        ]
+        # A continued run finishes its epoch first; each epoch has a pipeline of its own.
+        for epoch in range(first // steps_per_epoch, config.epochs):
+            end = (epoch + 1) * steps_per_epoch
+            batches = data.batches(train_set.images, config.batch_size, config.seed, first, end)
+            model.fit(
+                batches,
+                epochs=epoch + 1,
+                initial_epoch=epoch,
+                callbacks=keras.callbacks.CallbackList(
+                    callbacks,
+                    add_history=True,
+                    model=model,
+                    epochs=config.epochs,
+                    steps=end - first,
+                    verbose=verbose,
+                ),
+                shuffle=False,
+            )
+            first = end
+
+
+def _hyper_parameters(config: Config) -> dict:
+    flat = dataclasses.asdict(config)
+    flat["phases"] = ",".join(config.phases)
+    flat["condition"] = config.condition
+    return {name: value for name, value in flat.items() if value is not None}
