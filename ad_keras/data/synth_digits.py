@@ -137,8 +137,8 @@ _IMAGE_STREAM, _LABEL_STREAM = 0, 1
 # rasterise anew for every image, and neither blurs nor aliases visibly.
 _GLYPH_HEIGHT = 48
 _GLYPH_MARGIN = 16
-_STRIP_SIZE = (288, 100)
-_STRIP_ORIGIN = (128, 66)
+_STRIP_SIZE = (288, 112)
+_STRIP_ORIGIN = (128, 76)
 _OUTLINE_WIDTH = 4
 _SUPERSAMPLE = 2
 
