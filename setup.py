@@ -2,15 +2,26 @@
 
 from setuptools import find_packages, setup
 
+# The generated digits are drawn with these files, so other versions would draw other images.
 TYPEFACES = [
-    "font-amatic-sc",
+    "font-amatic-sc==0.0.4",
+    "font-caladea==0.0.2",
+    "font-fjallaone==0.1.7",
+    "font-fredoka-one==0.0.4",
+    "font-hanken-grotesk==0.0.2",
+    "font-intuitive==0.0.4",
+    "font-lato==0.1.0",
+    "font-manrope==0.0.2",
+    "font-rhd==0.1.3",
+    "font-source-sans-pro==0.0.1",
+    "font-source-serif-pro==0.0.1",
 ]
 
 setup(
     name="ad_keras",
     version="0.1.0",
     description="Perturbed and adversarial dreaming (PAD) for TensorFlow and Keras",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["ad_keras", "ad_keras.*"]),
     install_requires=[
         "absl-py",
@@ -20,10 +31,12 @@ setup(
         "matplotlib",
         "numpy",
         "pillow>=10.1",
+        "scikit-learn",
         "scipy",
         "tensorboard",
         "tensorflow>=2.18",
-        "tensorflow-datasets>=4.9",
+        "tensorflow-datasets>=4.9.10",
+        "threadpoolctl",
         *TYPEFACES,
     ],
     extras_require={"test": ["pytest", "ruff"]},

@@ -18,20 +18,19 @@ def main(argv: Sequence[str]) -> None:
     with quiet_start():
         from ad_keras.training import train
     result = train(config)
-    scores = {
-        int(epoch): entry["probe/validation_accuracy"]
-        for epoch, entry in result.history.items()
-        if "probe/validation_accuracy" in entry
-    }
+    epochs = sorted(map(int, result.history))
+    first, last = (result.history[str(epochs[end])] for end in (0, -1))
     print()
-    if scores:
-        last = max(scores)
-        print(
-            f"Linear probe on held-out training images: {scores[0]:.1%} before training, "
-            f"{scores[last]:.1%} after {last} epochs"
-        )
+    if "probe/validation_accuracy" in first:
+        print(f"Accuracy on held-out training images, before and after {epochs[-1]} epochs")
+        for name, title in (
+            ("probe", "linear probe (the paper's, SGD)"),
+            ("ridge_probe", "linear probe (ridge)"),
+        ):
+            before, after = (entry[f"{name}/validation_accuracy"] for entry in (first, last))
+            print(f"  {title:<33}{before:>6.1%} {after:>6.1%}")
     else:
-        print("The images have no labels: linear probe and the other scores by class need them.")
+        print("The images have no labels: the linear probe and other scores by class need them.")
     print(f"Encoder and generator: {result.export_folder}")
     if config.dream_every:
         print(f"Dreams: {result.run_folder / 'figures' / 'dreams.png'}")

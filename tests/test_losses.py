@@ -43,9 +43,7 @@ def test_reconstruction_loss_is_zero_only_for_equal_images():
 def test_kl_loss_is_the_mean_divergence_of_the_latents_gaussians_from_the_prior(seed):
     rng = np.random.default_rng(seed)
     latents = rng.normal(rng.normal(size=5), rng.uniform(0.3, 2, 5), (9, 5))
-    divergences = [
-        gaussian_divergence(column.mean(), column.var(ddof=1)) for column in latents.T
-    ]
+    divergences = [gaussian_divergence(column.mean(), column.var(ddof=1)) for column in latents.T]
     np.testing.assert_allclose(losses.kl_loss(float32(latents)), np.mean(divergences), rtol=1e-5)
 
 

@@ -120,9 +120,7 @@ def test_each_mask_has_its_own_probability_and_tile_size():
     assert (mask[3::4] == 0).all()
     for offset, (probability, tile) in {1: (0.2, 4), 2: (0.8, 8)}.items():
         visible = tile_values(mask[offset::4], tile)
-        np.testing.assert_array_equal(
-            np.kron(visible, np.ones((tile, tile))), mask[offset::4]
-        )
+        np.testing.assert_array_equal(np.kron(visible, np.ones((tile, tile))), mask[offset::4])
         tolerance = 4 * np.sqrt(probability * (1 - probability) / visible.size)
         assert abs(1 - visible.mean() - probability) < tolerance
 

@@ -316,7 +316,7 @@ def _draw_masks(rng: np.random.Generator, digit: int) -> tuple[np.ndarray, np.nd
     face = glyphs()[rng.integers(len(glyphs()))]
     centre = face[digit]
     left, right = (face[i] for i in rng.integers(NUM_CLASSES, size=2))
-    has_left, has_right = rng.random(2) < 0.6
+    has_left, has_right = rng.random(2) < 0.5
     gap_left, gap_right = rng.uniform(-2, 10, 2)
     drop_left, drop_right = rng.uniform(-4, 4, 2)
 
@@ -326,10 +326,10 @@ def _draw_masks(rng: np.random.Generator, digit: int) -> tuple[np.ndarray, np.nd
     if has_right:
         placed.append((right, centre.advance + gap_right, drop_right))
 
-    height = rng.uniform(17, 29)
-    angle, shear = np.radians(rng.uniform(-18, 18)), rng.uniform(-0.3, 0.3)
-    stretch = rng.uniform(0.75, 1.25)
-    shift_x, shift_y = rng.uniform(-3, 3, 2)
+    height = rng.uniform(20, 28)
+    angle, shear = np.radians(rng.uniform(-10, 10)), rng.uniform(-0.2, 0.2)
+    stretch = rng.uniform(0.85, 1.15)
+    shift_x, shift_y = rng.uniform(-2, 2, 2)
 
     # Pillow's affine transform maps output to input coordinates.
     box_left, box_top, box_right, box_bottom = centre.box
@@ -372,10 +372,10 @@ def _draw_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, flo
         Background and ink, float32 of shape (32, 32, 3) about in [0, 1], and the difference in
         brightness between them, in [0, 1].
     """
-    contrast = rng.uniform(0.18, 0.65)
-    darker = rng.uniform(0.08, 0.92 - contrast)
+    contrast = rng.uniform(0.3, 0.75)
+    darker = rng.uniform(0.05, 0.95 - contrast)
     lumas = [darker, darker + contrast]
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         lumas.reverse()
 
     def colour(luma: float, saturation: float) -> np.ndarray:
@@ -385,7 +385,7 @@ def _draw_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, flo
     # Squared, because most walls and plates are nearly grey.
     saturations = np.float32((0.35, 0.2, 0.35)) * rng.random(3, np.float32) ** 2
     background = colour(lumas[0], saturations[0])
-    pattern_colour = colour(rng.uniform(0, 0.55) * contrast, saturations[1])
+    pattern_colour = colour(rng.uniform(0, 0.35) * contrast, saturations[1])
     ink = colour(lumas[1], saturations[2])
     background = background + _pattern(rng)[:, :, None] * pattern_colour
     ink = ink + _smooth_noise(rng, 3)[:, :, None] * (0.3 * contrast)
@@ -441,7 +441,7 @@ def _degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     gain, offset = rng.uniform(0.7, 1.1), rng.uniform(-0.1, 0.1)
     image = (image * (1 - shade) - 0.5) * gain + (0.5 + offset)
     sensor = Image.fromarray(_to_uint8(image))
-    resolution = int(rng.integers(11, IMAGE_SIZE + 1))
+    resolution = int(rng.integers(14, IMAGE_SIZE + 1))
     sensor = sensor.resize((resolution, resolution), Image.Resampling.BOX)
     sensor = sensor.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
     noise = rng.standard_normal(image.shape, np.float32) * rng.uniform(0, 0.03)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike
+from threadpoolctl import threadpool_limits
 
 from ad_keras.evaluation import _checks
 
@@ -124,7 +125,9 @@ def linear_probe(
     targets = np.eye(num_classes, dtype=np.float32)[train_labels]  # [N, C]
     weights = np.zeros((train_latents.shape[1], num_classes), np.float32)
     bias = np.zeros(num_classes, np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported after the epoch
+    # One step is too little work to share: on a busy machine, waiting for the other threads makes
+    # wide features several times slower. Overflow is reported after the epoch.
+    with threadpool_limits(1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
         for epoch in range(epochs):
             order = rng.permutation(len(train_latents))
             for start in range(0, len(order), batch_size):

@@ -1,0 +1,145 @@
+"""What several test files share: a small folder of images, and runs on it that take a second."""
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ad_keras import cli
+from ad_keras.config import Config
+
+
+def pytest_configure(config):
+    # Keras converts variables to NumPy arrays in a way that NumPy 2 complains of.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+    )
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """48 training and 12 test images of noise in three classes."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 4)):
+        for name in ("cat", "dog", "owl"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(image_folder):
+    """Makes the configuration of a run of six steps an epoch, without pictures, in a folder."""
+
+    def config(folder: Path, **changes) -> Config:
+        settings = {
+            "dataset": str(image_folder),
+            "base_filters": 4,
+            "latent_dim": 8,
+            "batch_size": 8,
+            "epochs": 2,
+            "dream_every": 0,
+            "probe_every": 0,
+            "run_dir": str(folder / "run"),
+            "saved_model_dir": str(folder / "export"),
+        }
+        return Config(**{**settings, **changes})
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def flags_of():
+    """Writes a configuration as a command line."""
+
+    def flags(config: Config) -> list[str]:
+        plain, line = Config(), []
+        for name, value in dataclasses.asdict(config).items():
+            if isinstance(value, bool):
+                line += [f"--{name}"] * value
+            elif value != getattr(plain, name):
+                line.append(f"--{name}={','.join(value) if isinstance(value, tuple) else value}")
+        return line
+
+    return flags
+
+
+@pytest.fixture
+def outcome(monkeypatch, capsys):
+    """Runs a program in this process: its exit status, stdout and stderr."""
+
+    def run(main, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        capsys.readouterr()
+        status = 0
+        try:
+            cli.run(main)
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, tmp_path_factory):
+    """Configuration and result of a finished run of four epochs, which no test may change."""
+    from ad_keras.training import train
+
+    config = tiny(
+        tmp_path_factory.mktemp("finished"),
+        epochs=4,
+        checkpoint_every=3,
+        log_every=2,
+        dream_every=1,
+        probe_every=1,
+    )
+    return config, train(config)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """Configuration of a copy of that run, for a test to do with as it likes."""
+    config, result = finished
+    shutil.copytree(result.run_folder, tmp_path / "run")
+    return dataclasses.replace(
+        config, run_dir=str(tmp_path / "run"), saved_model_dir=str(tmp_path / "export")
+    )
+
+
+@pytest.fixture(scope="session")
+def state_of():
+    """Reads the newest checkpoint below a run's folder: every variable by its name."""
+    import tensorflow as tf
+
+    def state(run_folder: str | Path) -> dict[str, np.ndarray]:
+        saved = Path(run_folder, "checkpoints", "recent").glob("step-*.index")
+        newest = max(saved, key=lambda path: int(path.stem.removeprefix("step-")))
+        reader = tf.train.load_checkpoint(str(newest.with_suffix("")))
+        return {
+            name: reader.get_tensor(name)
+            for name in reader.get_variable_to_shape_map()
+            if name.startswith("model/")
+        }
+
+    return state
+
+
+@pytest.fixture(scope="session")
+def assert_same_state():
+    """Compares two states bit by bit."""
+
+    def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+        assert first.keys() == second.keys()
+        assert len(first) > 50
+        different = [name for name in first if first[name].tobytes() != second[name].tobytes()]
+        assert different == []
+
+    return same

@@ -1,0 +1,104 @@
+"""Tests of the mini-batches as a function of (seed, step), and of the validation split."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ad_keras.data import batches, validation_split
+
+COUNT, BATCH = 23, 5
+PER_EPOCH = COUNT // BATCH
+
+
+def numbered(count=COUNT):
+    """Images whose every pixel is the image's own number."""
+    return np.broadcast_to(
+        np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 4, 4, 3)
+    ).copy()
+
+
+def drawn(first, last, *, seed=0, count=COUNT, batch=BATCH):
+    """[last - first, batch]: which images the steps visit."""
+    steps = list(batches(numbered(count), batch, seed, first, last).as_numpy_iterator())
+    for images in steps:
+        assert images.shape == (batch, 4, 4, 3)
+        assert (images == images[:, :1, :1, :1]).all()
+    return np.array([images[:, 0, 0, 0] for images in steps])
+
+
+def test_batches_are_raw_pixels_of_a_known_number_and_shape():
+    dataset = batches(numbered(), BATCH, seed=0, first=3, last=10)
+    assert dataset.element_spec == tf.TensorSpec((BATCH, 4, 4, 3), tf.uint8)
+    assert dataset.cardinality().numpy() == 7
+    assert len(list(dataset)) == 7
+
+
+@pytest.mark.parametrize("first", [1, PER_EPOCH - 1, PER_EPOCH, 2 * PER_EPOCH + 1])
+def test_a_steps_batch_does_not_depend_on_where_one_started(first):
+    last = 3 * PER_EPOCH
+    np.testing.assert_array_equal(drawn(first, last), drawn(0, last)[first:])
+
+
+def test_an_epoch_visits_each_image_at_most_once_and_all_but_the_rest():
+    for epoch in range(10):
+        visited = drawn(epoch * PER_EPOCH, (epoch + 1) * PER_EPOCH).ravel()
+        assert len(visited) == PER_EPOCH * BATCH
+        assert len(set(visited)) == len(visited)
+
+
+def test_an_epoch_without_a_rest_visits_every_image_once():
+    np.testing.assert_array_equal(np.sort(drawn(0, 4, count=20).ravel()), np.arange(20))
+    np.testing.assert_array_equal(np.sort(drawn(4, 8, count=20).ravel()), np.arange(20))
+
+
+def test_every_image_is_left_out_now_and_then():
+    left_out = np.zeros(COUNT)
+    epochs = 200
+    visited = drawn(0, epochs * PER_EPOCH).reshape(epochs, -1)
+    for epoch in visited:
+        left_out[np.setdiff1d(np.arange(COUNT), epoch)] += 1
+    share = 3 / COUNT
+    tolerance = 5 * np.sqrt(epochs * share * (1 - share))
+    assert np.abs(left_out - epochs * share).max() < tolerance
+
+
+def test_orders_differ_between_epochs_and_between_seeds():
+    orders = [
+        drawn(epoch * PER_EPOCH, (epoch + 1) * PER_EPOCH, seed=seed).ravel()
+        for epoch in range(4)
+        for seed in range(4)
+    ]
+    for one, two in itertools.combinations([*orders, np.arange(len(orders[0]))], 2):
+        assert (one != two).sum() > len(one) // 2
+
+
+def test_batches_are_the_same_every_time():
+    np.testing.assert_array_equal(drawn(0, 9, seed=5), drawn(0, 9, seed=5))
+
+
+@pytest.mark.parametrize("batch", [1, 7, COUNT])
+def test_any_batch_size_up_to_the_number_of_images_works(batch):
+    visited = drawn(0, COUNT // batch, batch=batch).ravel()
+    assert len(set(visited)) == COUNT // batch * batch
+
+
+def test_no_steps_are_an_empty_dataset():
+    assert batches(numbered(), BATCH, seed=0, first=4, last=4).cardinality().numpy() == 0
+
+
+@pytest.mark.parametrize("examples", [2, 10, 57, 1000])
+def test_the_validation_split_is_disjoint_complete_and_a_tenth(examples):
+    fitted, scored = validation_split(examples, seed=0)
+    np.testing.assert_array_equal(np.sort(np.r_[fitted, scored]), np.arange(examples))
+    assert len(scored) == max(1, round(examples / 10))
+    assert (np.diff(fitted) > 0).all()
+    assert (np.diff(scored) > 0).all()
+
+
+def test_the_validation_split_is_random_and_a_function_of_the_seed():
+    first, again, other = (validation_split(1000, seed)[1] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert len(np.intersect1d(first, other)) < 40
+    assert abs(first.mean() - 499.5) < 5 * 289 / np.sqrt(100)  # spread over the whole set
