@@ -326,8 +326,8 @@ def _draw_masks(rng: np.random.Generator, digit: int) -> tuple[np.ndarray, np.nd
     if has_right:
         placed.append((right, centre.advance + gap_right, drop_right))
 
-    height = rng.uniform(20, 28)
-    angle, shear = np.radians(rng.uniform(-10, 10)), rng.uniform(-0.2, 0.2)
+    height = rng.uniform(19, 28)
+    angle, shear = np.radians(rng.uniform(-12, 12)), rng.uniform(-0.2, 0.2)
     stretch = rng.uniform(0.85, 1.15)
     shift_x, shift_y = rng.uniform(-2, 2, 2)
 
@@ -375,7 +375,7 @@ def _draw_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, flo
     contrast = rng.uniform(0.3, 0.75)
     darker = rng.uniform(0.05, 0.95 - contrast)
     lumas = [darker, darker + contrast]
-    if rng.random() < 0.3:
+    if rng.random() < 0.3:  # most house numbers are light on dark
         lumas.reverse()
 
     def colour(luma: float, saturation: float) -> np.ndarray:
