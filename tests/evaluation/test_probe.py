@@ -25,7 +25,7 @@ def naive_sgd(latents, labels, classes, learning_rate, batch_size, epochs, seed)
     weights, bias = np.zeros((classes, latents.shape[1])), np.zeros(classes)
     for _ in range(epochs):
         order = rng.permutation(len(latents))
-        for batch in [order[i : i + batch_size] for i in range(0, len(order), batch_size)]:
+        for batch in order[: len(order) // batch_size * batch_size].reshape(-1, batch_size):
             weight_gradient, bias_gradient = np.zeros_like(weights), np.zeros_like(bias)
             for i in batch:
                 z = latents[i].astype(np.float64)
@@ -39,7 +39,7 @@ def naive_sgd(latents, labels, classes, learning_rate, batch_size, epochs, seed)
     return weights.T, bias
 
 
-def test_linear_probe_equals_sgd_example_by_example_with_an_incomplete_last_batch():
+def test_linear_probe_equals_sgd_example_by_example_and_drops_an_incomplete_batch():
     latents, labels = clusters(150)
     result = linear_probe(
         latents, labels, latents, labels, learning_rate=0.3, batch_size=64, epochs=3, seed=5
