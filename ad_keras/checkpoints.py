@@ -140,7 +140,7 @@ class Checkpoints:
             try:
                 self._checkpoint.restore(str(path)).assert_existing_objects_matched()
                 return damaged
-            except (tf.errors.OpError, ValueError, AssertionError) as error:
+            except (tf.errors.OpError, ValueError, IndexError, AssertionError) as error:
                 damaged.append(
                     f"{path} is damaged ({_one_line(error)}): continuing from the one before."
                 )

@@ -11,9 +11,6 @@ from ad_keras.config import CONDITIONS, Config
 from ad_keras.model import as_signed, to_pixels
 from ad_keras.training import build_model
 
-# Keras writes its variables to a file by a way of NumPy's that NumPy warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
-
 SIZE, LATENT, BATCH = 16, 8, 8
 NETWORKS = {"image_size": SIZE, "latent_dim": LATENT, "base_filters": 4}
 UNOCCLUDED = {"occlusion_range": (0.0, 0.0)}
@@ -309,9 +306,10 @@ def test_nrem_with_mixed_memories_replays_what_mix_returns(monkeypatch):
 @pytest.mark.parametrize(("per_image", "masks"), [(False, 1), (True, BATCH)])
 def test_nrem_draws_one_mask_a_batch_or_one_an_image(monkeypatch, per_image, masks):
     drawn = record(monkeypatch, ad_keras.model, "occlusion_mask")
-    model = new_model(occlusion_per_image=per_image, occlusion_range=(0.5, 0.5))
+    model = new_model(occlusion_per_image=per_image, occlusion_range=(0.5, 0.5), tile_range=(4, 4))
     model.nrem(random_latents(1), random_latents(2))
     mask = drawn[0]
+    np.testing.assert_array_equal(mask[..., 0], np.kron(mask[:, ::4, ::4, 0], np.ones((4, 4))))
     assert mask.shape == (masks, SIZE, SIZE, 1)
     assert len(np.unique(mask, axis=0)) == masks
 
@@ -811,6 +809,9 @@ def test_a_saved_and_loaded_model_continues_bit_for_bit(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is PAD
     assert settings(loaded) == settings(model)
+    assert settings(loaded)["tile_range"] == (2, 4)
+    assert settings(loaded)["occlusion_range"] == (0.1, 0.9)
+    assert settings(loaded)["mix_recent"] == 0.25
     assert loaded.step.numpy() == 3
     assert_equal(everything_kept(loaded), everything_kept(model))
     assert loaded.encoder_optimizer.get_config() == model.encoder_optimizer.get_config()

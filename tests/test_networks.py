@@ -178,6 +178,18 @@ def test_initial_biases_are_uniform_as_pytorch_has_them():
             bound = 1 / np.sqrt(fans[network.name][name])
             assert np.abs(bias).max() <= bound * (1 + 1e-6), name
             assert scipy.stats.kstest(bias, "uniform", args=(-bound, 2 * bound)).pvalue > 1e-4, name
+            assert bias.size < 64 or np.abs(bias).max() > 0.9 * bound, name
+
+
+def test_the_few_biases_of_the_last_layers_fill_their_range():
+    seeds = range(15)
+    arguments = {"latent_dim": 2, "base_filters": 2}
+    images = [weights_of(build_generator(**arguments, seed=s))["unfold_2"][1] for s in seeds]
+    external = [weights_of(build_encoder(**arguments, seed=s))["external_head"][1] for s in seeds]
+    for biases, fan in ((images, 3 * 16), (external, 8 * 16)):
+        biases = np.concatenate(biases) * np.sqrt(fan)
+        assert 0.8 < np.abs(biases).max() <= 1 + 1e-6
+        assert scipy.stats.kstest(biases, "uniform", args=(-1, 2)).pvalue > 0.001
 
 
 @pytest.mark.parametrize("build", BUILDERS)

@@ -85,7 +85,7 @@ def resolve(dataset: str) -> Path | None:
     if name in DATASETS and (not size or name == "synth_digits"):
         return None
     folder = Path(dataset).expanduser()
-    if folder.is_dir():
+    if dataset and folder.is_dir():
         return folder
     near = difflib.get_close_matches(name, DATASETS, n=2, cutoff=0.5) or list(DATASETS)
     raise UsageError(
