@@ -41,13 +41,13 @@ def nrem_rows(model: PAD, images: np.ndarray, seed: int) -> Rows:
         Named rows of images, each [N, H, W, 3].
     """
     settings = model.get_config()
-    dreams = model.generator({"latent": _encode(model, images)})
+    dreams = model.generator(_encode(model, images))
     probabilities, tiles = sample_occlusion(
         [seed, 0], len(images), settings["occlusion_range"], settings["tile_range"]
     )
     mask = occlusion_mask([seed, 1], probabilities, tiles, *images.shape[1:3])
     occluded = occlude(dreams, mask)
-    recovered = model.encoder({"images": occluded})["latent"]
+    recovered = model.encoder(occluded)["latent"]
     return [
         ("image", images),
         ("replayed", to_pixels(dreams).numpy()),
@@ -121,8 +121,8 @@ def sheet(rows: Rows) -> np.ndarray:
 
 
 def _encode(model: PAD, images: np.ndarray) -> tf.Tensor:
-    return model.encoder({"images": as_signed(images)})["latent"]
+    return model.encoder(as_signed(images))["latent"]
 
 
 def _generate(model: PAD, latents: tf.Tensor) -> np.ndarray:
-    return to_pixels(model.generator({"latent": latents})).numpy()
+    return to_pixels(model.generator(latents)).numpy()

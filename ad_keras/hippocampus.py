@@ -33,22 +33,9 @@ class Hippocampus(keras.layers.Layer):
         Args:
             latents: [B, latent_dim] with B of at most `capacity`.
         """
+        latents = self._fitting(latents)
         count = tf.shape(latents)[0]
-        if latents.shape[0] == self.capacity:
-            self.latents.assign(latents)
-        else:
-            with tf.control_dependencies(
-                [
-                    tf.debugging.assert_less_equal(
-                        count,
-                        self.capacity,
-                        "A mini-batch has more images than the hippocampus can hold: build "
-                        f"PAD with batch_size of at least that (it is {self.capacity}).",
-                    )
-                ]
-            ):
-                empty = tf.zeros([self.capacity - count, self.latent_dim])
-            self.latents.assign(tf.concat([latents, empty], axis=0))
+        self.latents.assign(tf.pad(latents, [[0, self.capacity - count], [0, 0]]))
         self.stored.assign(count)
 
     def recall(self, latents: tf.Tensor) -> tf.Tensor:
@@ -63,9 +50,21 @@ class Hippocampus(keras.layers.Layer):
         Returns:
             [B, latent_dim].
         """
+        latents = self._fitting(latents)
         count = tf.shape(latents)[0]
         remembered = (tf.range(count) < self.stored)[:, None]
         return tf.where(remembered, self.latents[:count], latents)
+
+    def _fitting(self, latents: tf.Tensor) -> tf.Tensor:
+        count = latents.shape[0] or tf.shape(latents)[0]
+        assertion = tf.debugging.assert_less_equal(
+            count,
+            self.capacity,
+            "A mini-batch has more images than the hippocampus can hold: build PAD with "
+            f"batch_size of at least that (it is {self.capacity}).",
+        )
+        with tf.control_dependencies([] if assertion is None else [assertion]):
+            return tf.identity(latents)
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""

@@ -26,6 +26,10 @@ class PAD(keras.Model):
         model = PAD(build_encoder(), build_generator(), batch_size=64)
         model.compile()  # the paper's two Adam optimizers
         model.fit(images.batch(64, drop_remainder=True), epochs=50)
+        model.save("dreamer.keras")
+
+    Loading it again with `keras.models.load_model` needs this class imported:
+    `from ad_keras import PAD`.
 
     Args:
         encoder: from `build_encoder`: `images` -> {`latent`, `external_logit`}.
@@ -132,6 +136,8 @@ class PAD(keras.Model):
         super().compile(optimizer=None, **kwargs)
         self.encoder_optimizer = _optimizer(encoder_optimizer)
         self.generator_optimizer = _optimizer(generator_optimizer)
+        if self.encoder_optimizer is self.generator_optimizer:
+            raise ValueError("encoder and generator need an optimizer each: they got the same one.")
         self.encoder_optimizer.build(self.encoder.trainable_variables)
         self.generator_optimizer.build(self.generator.trainable_variables)
 
@@ -145,11 +151,11 @@ class PAD(keras.Model):
             `latent` [B, latent_dim], `external_probability` [B] in [0, 1] and `reconstruction`
             [B, H, W, C] in [-1, 1].
         """
-        outputs = self.encoder({"images": as_signed(images)})
+        outputs = self.encoder(as_signed(images))
         return {
             "latent": outputs["latent"],
             "external_probability": tf.sigmoid(outputs["external_logit"]),
-            "reconstruction": self.generator({"latent": outputs["latent"]}),
+            "reconstruction": self.generator(outputs["latent"]),
         }
 
     def train_step(self, data) -> dict[str, tf.Tensor]:
@@ -277,28 +283,31 @@ class PAD(keras.Model):
         return cls(**config)
 
     def get_compile_config(self) -> dict:
-        """Returns the arguments of `compile`."""
+        """Returns the arguments of `compile`; empty if it was not called."""
+        if not self.compiled:
+            return {}
         return {
+            "run_eagerly": self.run_eagerly,
+            "jit_compile": self.jit_compile,
+            "steps_per_execution": self.steps_per_execution,
             "encoder_optimizer": keras.saving.serialize_keras_object(self.encoder_optimizer),
             "generator_optimizer": keras.saving.serialize_keras_object(self.generator_optimizer),
         }
 
     def compile_from_config(self, config: dict) -> None:
         """Compiles a loaded model as the saved one was."""
-        self.compile(
-            **{
-                name: keras.saving.deserialize_keras_object(optimizer)
-                for name, optimizer in config.items()
-            }
-        )
+        config = dict(config)
+        for name in ("encoder_optimizer", "generator_optimizer"):
+            config[name] = keras.saving.deserialize_keras_object(config[name])
+        self.compile(**config)
 
     def _wake_loss(self, images: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        outputs = self.encoder({"images": images}, training=True)
+        outputs = self.encoder(images, training=True)
         latents = remembered = outputs["latent"]
         if self._settings["wake_noise_variance"]:
             deviation = self._settings["wake_noise_variance"] ** 0.5
             remembered += tf.random.stateless_normal(tf.shape(latents), key, stddev=deviation)
-        rebuilt = self.generator({"latent": remembered}, training=True)
+        rebuilt = self.generator(remembered, training=True)
         loss = self._weigh("wake/reconstruction_loss", losses.reconstruction_loss(images, rebuilt))
         loss += self._weigh("wake/kl_loss", losses.kl_loss(latents))
         if self._settings["external_weight"]:
@@ -311,18 +320,18 @@ class PAD(keras.Model):
         keys = tf.random.split(key, 3)
         if self._settings["nrem_mixed"]:
             latents = self.mix(latents, recalled, keys[2])
-        dreams = tf.stop_gradient(self.generator({"latent": latents}, training=True))
+        dreams = tf.stop_gradient(self.generator(latents, training=True))
         masks = tf.shape(dreams)[0] if self._settings["occlusion_per_image"] else 1
         probabilities, tiles = sample_occlusion(
             keys[0], masks, self._settings["occlusion_range"], self._settings["tile_range"]
         )
         mask = occlusion_mask(keys[1], probabilities, tiles, *dreams.shape[1:3])
-        recovered = self.encoder({"images": occlude(dreams, mask)}, training=True)["latent"]
+        recovered = self.encoder(occlude(dreams, mask), training=True)["latent"]
         return self._weigh("nrem/latent_loss", losses.latent_loss(latents, recovered))
 
     def _rem_loss(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        dreams = self.generator({"latent": self.mix(latents, recalled, key)}, training=True)
-        logits = self.encoder({"images": dreams}, training=True)["external_logit"]
+        dreams = self.generator(self.mix(latents, recalled, key), training=True)
+        logits = self.encoder(dreams, training=True)["external_logit"]
         self._means["rem/external_probability"].update_state(tf.sigmoid(logits))
         return self._weigh("rem/discriminator_loss", losses.internal_loss(logits))
 
@@ -343,7 +352,15 @@ class PAD(keras.Model):
 
     def _images(self, data) -> tf.Tensor:
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return as_signed(images)
+        images = as_signed(images)
+        assertion = tf.debugging.assert_greater(
+            images.shape[0] or tf.shape(images)[0],
+            1,
+            "A mini-batch has one image, but its latents have a variance only from at least 2: "
+            "use another batch size, or batch(..., drop_remainder=True).",
+        )
+        with tf.control_dependencies([] if assertion is None else [assertion]):
+            return tf.identity(images)
 
 
 _WEIGHTS = {
@@ -392,4 +409,6 @@ def _apply(optimizer: keras.optimizers.Optimizer, gradients: list, network: kera
     # What a phase's loss does not depend on has no gradient and is left alone in that phase, its
     # momentum included.
     pairs = zip(gradients, network.trainable_variables, strict=True)
-    optimizer.apply(*zip(*[pair for pair in pairs if pair[0] is not None], strict=True))
+    pairs = [pair for pair in pairs if pair[0] is not None]
+    if pairs:  # there is none in a frozen network
+        optimizer.apply(*zip(*pairs, strict=True))

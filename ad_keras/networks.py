@@ -66,9 +66,7 @@ def build_encoder(
 
     latent = head(latent_dim, "latent")
     logit = keras.layers.Reshape((), dtype="float32", name="external_logit")(head(1, "external"))
-    return keras.Model(
-        {"images": images}, {"latent": latent, "external_logit": logit}, name="encoder"
-    )
+    return keras.Model(images, {"latent": latent, "external_logit": logit}, name="encoder")
 
 
 def build_generator(
@@ -120,7 +118,7 @@ def build_generator(
             **_initializers(seeds, _KERNEL**2 * filters),
         )(features)
     images = keras.layers.Activation("tanh", dtype="float32", name="images")(features)
-    return keras.Model({"latent": latent}, images, name="generator")
+    return keras.Model(latent, images, name="generator")
 
 
 def _blocks(image_size: int) -> int:

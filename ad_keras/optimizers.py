@@ -12,6 +12,11 @@ class FusedAdam(keras.optimizers.Adam):
     `amsgrad`, which the kernel does not know. Plain variables on one device.
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.amsgrad:
+            raise ValueError("FusedAdam has no amsgrad: use keras.optimizers.Adam.")
+
     def update_step(self, gradient, variable, learning_rate) -> None:
         """Updates one variable in place."""
         step = tf.cast(self.iterations + 1, variable.dtype)

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,8 +33,11 @@ def export_networks(model: PAD, folder: str | Path, metadata: dict | None = None
 
     Args:
         model: trained.
-        folder: replaced if it exists.
+        folder: replaced if it holds an earlier export.
         metadata: what else `metadata.json` shall say.
+
+    Raises:
+        UsageError: if `folder` holds something else than an export.
     """
     encoder, generator = _raw_encoder(model.encoder), _float32(model.generator)
     described = {
@@ -47,14 +49,31 @@ def export_networks(model: PAD, folder: str | Path, metadata: dict | None = None
     }
 
     def generate(latent: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"images": to_pixels(generator({"latent": latent}))}
+        return {"images": to_pixels(generator(latent))}
 
     with _replaced(Path(folder)) as partial:
-        _write_saved_model(partial / "encoder", encoder, lambda images: encoder({"images": images}))
+        _write_saved_model(partial / "encoder", encoder, encoder)
         _write_saved_model(partial / "generator", generator, generate)
         encoder.save(partial / "encoder.keras")
         text = json.dumps({**(metadata or {}), **described}, indent=2)
         (partial / "metadata.json").write_text(text + "\n")
+
+
+def check_export_folder(folder: str | Path) -> None:
+    """Makes sure that an export to a folder would replace nothing but an earlier export.
+
+    Args:
+        folder: that `export_networks` is to write.
+
+    Raises:
+        UsageError: if there is something else.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "metadata.json").is_file():
+        raise UsageError(
+            f"{folder} holds something that is no export, and exporting would replace it: choose "
+            "another --saved_model_dir."
+        )
 
 
 def load_encoder(path: str | Path) -> keras.Model:
@@ -84,26 +103,36 @@ def _raw_encoder(encoder: keras.Model) -> keras.Model:
     shape = encoder.inputs[0].shape[1:]
     images = keras.Input(shape, dtype="uint8", name="images")
     signed = keras.layers.Rescaling(1 / 127.5, -1.0, dtype="float32", name="rescale")(images)
-    outputs = _float32(encoder)({"images": signed})
-    probability = keras.layers.Activation("sigmoid", name="external_probability")(
+    outputs = _rebuild(encoder, signed)
+    probability = keras.layers.Activation("sigmoid", dtype="float32", name="external_probability")(
         outputs["external_logit"]
     )
-    return keras.Model(
-        {"images": images},
+    raw = keras.Model(
+        images,
         {"latent": outputs["latent"], "external_probability": probability},
         name="encoder",
     )
+    raw.set_weights(encoder.get_weights())
+    return raw
 
 
-def _float32(network: keras.Model) -> keras.Model:
-    copy = keras.models.clone_model(
-        network,
-        clone_function=lambda layer: type(layer).from_config(
-            {**layer.get_config(), "dtype": "float32"}
-        ),
-    )
-    copy.set_weights(network.get_weights())
+def _float32(generator: keras.Model) -> keras.Model:
+    latent = keras.Input(generator.inputs[0].shape[1:], name="latent")
+    copy = keras.Model(latent, _rebuild(generator, latent), name="generator")
+    copy.set_weights(generator.get_weights())
     return copy
+
+
+def _rebuild(network: keras.Model, inputs: keras.KerasTensor) -> dict | keras.KerasTensor:
+    """Applies float32 copies of a network's layers to another input.
+
+    Without nesting, a model that uses one output only holds no weights of the other.
+    """
+    tensors = {id(network.inputs[0]): inputs}
+    for layer in network.layers[1:]:
+        copy = type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+        tensors[id(layer.output)] = copy(tensors[id(layer.input)])
+    return keras.tree.map_structure(lambda tensor: tensors[id(tensor)], network.output)
 
 
 def _write_saved_model(folder: Path, network: keras.Model, serve) -> None:
@@ -122,19 +151,23 @@ def _replaced(folder: Path) -> Iterator[Path]:
     If the process is killed between the last two renames, the earlier content is whole in
     `<folder>.previous`, from where the next export brings it back first.
     """
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    check_export_folder(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
     previous = folder.with_name(f"{folder.name}.previous")
     if previous.exists() and not folder.exists():
         previous.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
-    for leftover in folder.parent.glob(f".{folder.name}.partial-*"):
-        shutil.rmtree(leftover)
+    for leftover in (previous, partial):
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         if folder.exists():
             folder.rename(previous)
         partial.rename(folder)
-        shutil.rmtree(previous, ignore_errors=True)
+    except BaseException:
+        if previous.exists():
+            previous.rename(folder)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)

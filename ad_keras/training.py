@@ -16,7 +16,7 @@ from ad_keras.errors import UsageError
 from ad_keras.model import PAD
 from ad_keras.networks import build_encoder, build_generator
 from ad_keras.optimizers import FusedAdam
-from ad_keras.saved_model import export_networks
+from ad_keras.saved_model import check_export_folder, export_networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,7 @@ def train(config: Config) -> TrainingResult:
     # This rewriting of graphs cannot handle the gradient of a leaky rectifier: it gives up, with an
     # alarming message.
     tf.config.optimizer.set_experimental_options({"remapping": False})
+    check_export_folder(config.export_path)
     with open_run(config) as folder:
         train_set = _training_images(config)
         steps_per_epoch = len(train_set) // config.batch_size

@@ -23,9 +23,8 @@ def main(_) -> None:
         load(DATASET.value, split, data_dir=DATA_DIR.value, image_size=image_shape[0])
         for split in ("train", "test")
     )
-    images = keras.Input(image_shape, dtype="uint8", name="images")
-    latent = encoder({"images": images})["latent"]
-    classifier = keras.Model(images, keras.layers.Dense(len(train.class_names))(latent))
+    logits = keras.layers.Dense(len(train.class_names))(encoder.output["latent"])
+    classifier = keras.Model(encoder.input, logits)
 
     def accuracy_after_training(learning_rate: float) -> float:
         classifier.compile(

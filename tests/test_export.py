@@ -32,7 +32,7 @@ class TestFinishedRun:
         assert out == f"Encoder and generator after 24 steps: {target}\n"
         images = load(config.dataset, "test").images
         first, second = (
-            ad_keras.load_encoder(folder).predict({"images": images}, verbose=0)
+            ad_keras.load_encoder(folder).predict(images, verbose=0)
             for folder in (result.export_folder, target)
         )
         np.testing.assert_array_equal(first["latent"], second["latent"])

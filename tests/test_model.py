@@ -137,8 +137,8 @@ def paper_internal(logits):
 
 def paper_wake(model, images, weights=(1.0, 1.0, 1.0), noise=0.0):
     """Wake's loss for encoder and discriminator, and for the generator."""
-    outputs = model.encoder({"images": images})
-    rebuilt = model.generator({"latent": outputs["latent"] + noise})
+    outputs = model.encoder(images)
+    rebuilt = model.generator(outputs["latent"] + noise)
     reconstruction = weights[0] * paper_reconstruction(images, rebuilt)
     rest = weights[1] * paper_prior(outputs["latent"])
     rest += weights[2] * paper_external(outputs["external_logit"])
@@ -162,9 +162,9 @@ def test_wake_descends_the_papers_losses(loss_weights):
 
 def test_wake_returns_the_latents_from_before_its_update():
     model = new_model("sgd")
-    before = model.encoder({"images": signed()})["latent"]
+    before = model.encoder(signed())["latent"]
     np.testing.assert_allclose(model.wake(signed()), before, rtol=1e-5)
-    after = model.encoder({"images": signed()})["latent"]
+    after = model.encoder(signed())["latent"]
     assert np.abs(after - before).max() > 0.01
 
 
@@ -203,7 +203,7 @@ def test_wake_noise_is_added_in_front_of_the_generator_only(monkeypatch):
     clean = PAD.from_config({**model.get_config(), "wake_noise_variance": 0.0})
     for mine, other in ((model.encoder, clean.encoder), (model.generator, clean.generator)):
         other.set_weights([before[v.path] for v in mine.variables])
-    np.testing.assert_allclose(latents, clean.encoder({"images": images})["latent"], rtol=1e-5)
+    np.testing.assert_allclose(latents, clean.encoder(images)["latent"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("variance", [0.5, 2.0])
@@ -214,10 +214,10 @@ def test_wake_noise_has_the_given_variance(variance):
     flat = keras.layers.Flatten()(images)
     logit = keras.layers.Reshape(())(keras.layers.Dense(1)(flat))
     encoder = keras.Model(
-        {"images": images}, {"latent": keras.layers.Rescaling(0.0)(flat), "external_logit": logit}
+        images, {"latent": keras.layers.Rescaling(0.0)(flat), "external_logit": logit}
     )
     latent = keras.Input((SIZE * SIZE * 3,), name="latent")
-    generator = keras.Model({"latent": latent}, keras.layers.Reshape((SIZE, SIZE, 3))(latent))
+    generator = keras.Model(latent, keras.layers.Reshape((SIZE, SIZE, 3))(latent))
     model = PAD(encoder, generator, phases=["wake"], batch_size=64, wake_noise_variance=variance)
     model.compile(run_eagerly=True)
     metrics = model.test_step(tf.zeros([64, SIZE, SIZE, 3]))
@@ -234,10 +234,10 @@ def test_nrem_descends_the_distance_to_the_latents_recovered_from_the_occluded_d
     monkeypatch.setattr(ad_keras.model, "occlusion_mask", lambda *_: tf.constant(mask))
     model = new_model("sgd")
     latents = random_latents(1)
-    dreams = model.generator({"latent": latents}).numpy()
+    dreams = model.generator(latents).numpy()
 
     def loss():
-        recovered = model.encoder({"images": dreams * mask})["latent"]
+        recovered = model.encoder(dreams * mask)["latent"]
         return tf.reduce_mean((latents - recovered) ** 2)
 
     expected = negative(gradients(loss, model.encoder))
@@ -252,10 +252,10 @@ def test_nrem_descends_the_distance_to_the_latents_recovered_from_the_occluded_d
 def test_nrem_without_occlusion_sees_the_dream_itself():
     model = new_model("sgd", nrem_weight=3.0, **UNOCCLUDED)
     latents = random_latents(1)
-    dreams = model.generator({"latent": latents}).numpy()
+    dreams = model.generator(latents).numpy()
 
     def loss():
-        return 3 * tf.reduce_mean((latents - model.encoder({"images": dreams})["latent"]) ** 2)
+        return 3 * tf.reduce_mean((latents - model.encoder(dreams)["latent"]) ** 2)
 
     expected = negative(gradients(loss, model.encoder))
     before = weights(model)
@@ -268,7 +268,7 @@ def test_nrem_with_full_occlusion_sees_grey():
     model = new_model("sgd", occlusion_range=(1.0, 1.0))
     latents = random_latents(1)
     grey = tf.zeros([BATCH, SIZE, SIZE, 3])
-    recovered = model.encoder({"images": grey})["latent"]
+    recovered = model.encoder(grey)["latent"]
     model.nrem(latents, random_latents(2))
     expected = np.mean((latents - recovered) ** 2)
     np.testing.assert_allclose(model.get_metrics_result()["nrem/latent_loss"], expected, rtol=1e-5)
@@ -331,8 +331,8 @@ def record(monkeypatch, owner, name):
 
 
 def paper_rem(model, mixed):
-    dreams = model.generator({"latent": mixed})
-    return paper_internal(model.encoder({"images": dreams})["external_logit"])
+    dreams = model.generator(mixed)
+    return paper_internal(model.encoder(dreams)["external_logit"])
 
 
 @pytest.mark.parametrize("weight", [1.0, 2.5])
@@ -495,9 +495,9 @@ def test_dreams_get_the_latents_of_both_batches_from_before_their_updates(monkey
     model = new_model("sgd", learning_rate=0.1)
     encoded = []
     for step in range(3):
-        encoded.append(model.encoder({"images": signed(step)})["latent"].numpy())
+        encoded.append(model.encoder(signed(step))["latent"].numpy())
         model.train_step(pixels(step))
-        changed = model.encoder({"images": signed(step)})["latent"]
+        changed = model.encoder(signed(step))["latent"]
         assert np.abs(changed - encoded[-1]).max() > 0.001
     for step in range(3):
         for latents, recalled in given[2 * step : 2 * step + 2]:
@@ -589,10 +589,10 @@ def test_training_metrics_are_the_papers_losses():
     # At learning rate 0 all phases see the same weights.
     model = new_model("sgd", learning_rate=0.0, mix_memories=1.0, **UNOCCLUDED)
     images = signed()
-    outputs = model.encoder({"images": images})
+    outputs = model.encoder(images)
     latents = outputs["latent"]
-    rebuilt = model.generator({"latent": latents})
-    again = model.encoder({"images": rebuilt})  # at the first step the mixture is the latents
+    rebuilt = model.generator(latents)
+    again = model.encoder(rebuilt)  # at the first step the mixture is the latents
     expected = {
         "wake/reconstruction_loss": paper_reconstruction(images, rebuilt),
         "wake/kl_loss": paper_prior(latents),
@@ -745,7 +745,7 @@ def test_evaluation_and_training_report_the_same_where_nothing_is_random():
 
 def test_evaluation_mixes_each_latent_with_its_neighbours():
     model = new_model(mix_memories=1.0, **UNOCCLUDED)
-    latents = model.encoder({"images": signed()})["latent"]
+    latents = model.encoder(signed())["latent"]
     expected = paper_rem(model, 0.5 * latents + 0.5 * np.roll(latents, 1, axis=0))
     actual = model.test_step(pixels())["rem/discriminator_loss"]
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
@@ -787,13 +787,13 @@ def test_predict_gives_latents_probabilities_and_reconstructions():
     model = new_model()
     images = pixels(count=5)
     outputs = model.predict(images, verbose=0)
-    encoded = model.encoder({"images": signed(count=5)})
+    encoded = model.encoder(signed(count=5))
     np.testing.assert_allclose(outputs["latent"], encoded["latent"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(
         outputs["external_probability"], 1 / (1 + np.exp(-encoded["external_logit"])), rtol=1e-5
     )
     np.testing.assert_allclose(
-        outputs["reconstruction"], model.generator({"latent": encoded["latent"]}), atol=1e-5
+        outputs["reconstruction"], model.generator(encoded["latent"]), atol=1e-5
     )
 
 

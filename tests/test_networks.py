@@ -93,7 +93,7 @@ def weights_of(network):
 def test_the_encoder_is_the_papers_convolutions(image_size, blocks, channels):
     encoder = lively(build_encoder(image_size, channels, latent_dim=7, base_filters=4))
     images = np.random.default_rng(1).uniform(-1, 1, (3, image_size, image_size, channels))
-    outputs = encoder({"images": images.astype(np.float32)})
+    outputs = encoder(images.astype(np.float32))
     latents, logits = plain_encoder(images, weights_of(encoder), blocks)
     assert latents.std() > 0.05
     np.testing.assert_allclose(outputs["latent"], latents, rtol=1e-4, atol=1e-4)
@@ -107,9 +107,7 @@ def test_the_generator_is_the_papers_transposed_convolutions(image_size, blocks,
     latents = np.random.default_rng(1).normal(size=(3, 7))
     images = plain_generator(latents, weights_of(generator), blocks)
     assert 0.1 < images.std() < 0.95
-    np.testing.assert_allclose(
-        generator({"latent": latents.astype(np.float32)}), images, rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(generator(latents.astype(np.float32)), images, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("image_size", [32, 64, 128])
@@ -118,12 +116,12 @@ def test_names_and_shapes_of_inputs_and_outputs(image_size):
     encoder, generator = (build(**arguments) for build in BUILDERS)
     assert [tensor.name for tensor in encoder.inputs] == ["images"]
     assert [tensor.name for tensor in generator.inputs] == ["latent"]
-    outputs = encoder({"images": np.zeros((5, image_size, image_size, 3), np.float32)})
+    outputs = encoder(np.zeros((5, image_size, image_size, 3), np.float32))
     assert {name: tuple(output.shape) for name, output in outputs.items()} == {
         "latent": (5, 6),
         "external_logit": (5,),
     }
-    images = generator({"latent": outputs["latent"]})
+    images = generator(outputs["latent"])
     assert images.shape == (5, image_size, image_size, 3)
     assert np.abs(images).max() <= 1
 
@@ -229,12 +227,12 @@ def test_an_impossible_image_size_raises_and_names_possible_ones(build, image_si
 def test_images_of_another_size_raise():
     encoder = build_encoder(latent_dim=6, base_filters=2)
     with pytest.raises(ValueError, match=r"expected shape=\(None, 32, 32, 3\)"):
-        encoder({"images": np.zeros((2, 64, 64, 3), np.float32)})
+        encoder(np.zeros((2, 64, 64, 3), np.float32))
 
 
 def test_mixed_precision_gives_float32_near_that_of_float32():
     arguments = {"latent_dim": 16, "base_filters": 8}
-    for build, name in zip(BUILDERS, ("images", "latent"), strict=True):
+    for build in BUILDERS:
         full, mixed = build(**arguments), build(**arguments, dtype="mixed_bfloat16")
         lively(full)
         mixed.set_weights(full.get_weights())
@@ -242,7 +240,7 @@ def test_mixed_precision_gives_float32_near_that_of_float32():
         assert any(layer.compute_dtype == "bfloat16" for layer in mixed.layers)
         rng = np.random.default_rng(0)
         inputs = rng.uniform(-1, 1, (4, *full.inputs[0].shape[1:])).astype(np.float32)
-        expected, actual = (keras.tree.flatten(n({name: inputs})) for n in (full, mixed))
+        expected, actual = (keras.tree.flatten(n(inputs)) for n in (full, mixed))
         for one, two in zip(expected, actual, strict=True):
             assert two.dtype == "float32"
             assert mixed.inputs[0].dtype == "float32"

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ import ad_keras
 from ad_keras import callbacks, data
 from ad_keras import train as program
 from ad_keras.data import load, validation_split
-from ad_keras.errors import RunError, UsageError
+from ad_keras.errors import Interrupted, RunError, UsageError
 from ad_keras.training import restore_run, train
 
 SHEETS = ("wake", "nrem", "rem", "traversal")
@@ -120,7 +121,7 @@ class TestRecords:
         assert result.history["0"][PROBE] == probe.accuracy
 
     def test_losses_are_logged_at_their_steps(self, finished):
-        config, result = finished
+        _, result = finished
         found = events(result.run_folder)
         assert found.keys() >= LOSSES | {"images_per_second"}
         for tag in LOSSES:
@@ -194,7 +195,7 @@ class TestRecords:
         expected = held_out(config)
         latents = np.loadtxt(logs / embedding.tensor_path, delimiter="\t")
         encoder = ad_keras.load_encoder(result.export_folder)
-        outputs = encoder.predict({"images": expected.images}, verbose=0)
+        outputs = encoder.predict(expected.images, verbose=0)
         np.testing.assert_allclose(latents, outputs["latent"], rtol=1e-3, atol=1e-6)
         labels = (logs / embedding.metadata_path).read_text().splitlines()
         assert labels == [expected.class_names[label] for label in expected.labels]
@@ -326,7 +327,8 @@ class TestData:
         result = train(tiny(tmp_path, image_size=64, epochs=1, dream_every=1))
         encoder = ad_keras.load_encoder(result.export_folder)
         assert encoder.inputs[0].shape == (None, 64, 64, 3)
-        assert Image.open(result.run_folder / "figures" / "wake.png").height > 128
+        page = np.asarray(Image.open(result.run_folder / "figures" / "wake.png"))
+        assert page.std() > 10
 
 
 class TestDivergence:
@@ -356,13 +358,11 @@ class TestDivergence:
         )
         assert restore_run(Path(config.run_dir))[1].step.numpy() == 8
 
-    @pytest.mark.parametrize(
-        ("rate", "batch_size"), [("1e3", 8), ("1e30", 8), ("0.5", 48), ("30", 48), ("1e3", 48)]
-    )
+    @pytest.mark.parametrize(("rate", "batch_size"), [("1e3", 8), ("1e30", 8), ("30", 48)])
     def test_far_too_high_learning_rate_is_one_line(
         self, rate, batch_size, tiny, tmp_path, flags_of, outcome
     ):
-        config = tiny(tmp_path, batch_size=batch_size, probe_every=1, epochs=40)
+        config = tiny(tmp_path, batch_size=batch_size, probe_every=1, epochs=9)
         status, _, error = outcome(
             program.main,
             *flags_of(config),
@@ -388,18 +388,29 @@ class TestDivergence:
             train(config)
         assert restore_run(Path(config.run_dir))[1].step.numpy() == 12
 
+    def test_latents_that_overflow_are_one_line(self, tiny, tmp_path, monkeypatch):
+        def overflowing(encoder, images):
+            return np.full((len(images), 8), np.inf, np.float32)
+
+        monkeypatch.setattr(callbacks, "encode", overflowing)
+        with pytest.raises(RunError) as error:
+            train(tiny(tmp_path))
+        assert "\n" not in str(error.value)
+
 
 class TestDisk:
-    @pytest.mark.parametrize("size", [100, 3_000, 20_000, 60_000, 150_000, 250_000])
-    def test_disk_that_takes_no_more_is_one_line(self, size, tiny, tmp_path, flags_of, outcome):
-        config = tiny(tmp_path, dream_every=1, probe_every=1, checkpoint_every=3)
+    @pytest.mark.parametrize(
+        ("size", "dream_every"), [(100, 0), (3_000, 0), (20_000, 1), (250_000, 1)]
+    )
+    def test_disk_that_takes_no_more_is_one_line_that_says_where(
+        self, size, dream_every, tiny, tmp_path, flags_of, outcome
+    ):
+        config = tiny(tmp_path, dream_every=dream_every, checkpoint_every=3)
         with largest_file(size):
             status, _, error = outcome(program.main, *flags_of(config))
-        assert status in (0, 1)
-        assert status == 1 or size >= 250_000
-        if status:
-            assert re.fullmatch(r"error: .*\n", error)
-            assert str(tmp_path) in error
+        assert status == 1
+        assert re.fullmatch(r"error: .*\n", error)
+        assert str(tmp_path) in error
 
     def test_run_goes_on_once_there_is_room_again(
         self, finished, tiny, tmp_path, state_of, assert_same_state
@@ -428,7 +439,7 @@ class TestDisk:
             raise failure
 
         with monkeypatch.context() as patch:
-            patch.setattr(keras.export.ExportArchive, "write_out", fail)
+            patch.setattr(tf.saved_model, "save", fail)
             status, _, error = outcome(program.main, *flags_of(copied))
         assert status == 1
         assert re.fullmatch(r"error: .*No space left on device.*\n", error)
@@ -512,20 +523,46 @@ class TestCommandLine:
         class Stopped(Exception):
             pass
 
-        def stop(guard, epoch, logs=None):
-            save(guard, epoch, logs)
+        def stop(reports, epoch, logs=None):
+            report(reports, epoch, logs)
             if epoch == 1:
                 raise Stopped
 
-        save = callbacks.Guard.on_epoch_end
+        report = callbacks.Reports.on_epoch_end
         with monkeypatch.context() as patch:
-            patch.setattr(callbacks.Guard, "on_epoch_end", stop)
+            patch.setattr(callbacks.Reports, "on_epoch_end", stop)
             with pytest.raises(Stopped):
                 train(config)
         for epochs in (2, 1):
             status, out, error = outcome(program.main, *flags_of(config), f"--epochs={epochs}")
             assert (status, error) == (0, "")
             assert "2 epochs" in out
+
+    @pytest.mark.parametrize("step", [4, 6, 9])
+    def test_interrupted_step_is_finished_saved_and_continued_from(
+        self, step, tiny, tmp_path, monkeypatch, finished, state_of, assert_same_state
+    ):
+        config = tiny(tmp_path, epochs=4, overwrite=True)
+
+        def interrupt(log, batch, logs=None):
+            write(log, batch, logs)
+            if int(log.model.step.numpy()) == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        write = callbacks.LossLog.on_train_batch_end
+        with monkeypatch.context() as patch:
+            patch.setattr(callbacks.LossLog, "on_train_batch_end", interrupt)
+            with pytest.raises(Interrupted) as stop:
+                train(config)
+        assert stop.value.exit_status == 143
+        assert f"SIGTERM at step {step}: the state is saved" in str(stop.value)
+        assert "without --overwrite" in str(stop.value)
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+        result = train(dataclasses.replace(config, overwrite=False))
+        for epoch, entry in result.history.items():
+            assert (epoch == "0") or entry.keys() >= LOSSES
+        assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
 
     def test_interruption_keeps_what_was_logged(self, tiny, tmp_path, flags_of):
         config = tiny(tmp_path, epochs=100_000, log_every=1)

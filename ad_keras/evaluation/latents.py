@@ -20,5 +20,5 @@ def encode(encoder: keras.Model, images: np.ndarray) -> np.ndarray:
         Latents, float32 [N, latent_dim].
     """
     batches = tf.data.Dataset.from_tensor_slices(images).batch(_BATCH)
-    signed = batches.map(lambda batch: {"images": as_signed(batch)}).prefetch(2)
+    signed = batches.map(as_signed).prefetch(2)
     return encoder.predict(signed, verbose=0)["latent"]
