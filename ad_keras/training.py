@@ -11,7 +11,7 @@ from tensorboard.plugins.hparams import api as hparams
 from ad_keras import data
 from ad_keras.callbacks import Guard, LossLog, Progress, Reports
 from ad_keras.checkpoints import Checkpoints, load_config, open_run
-from ad_keras.config import Config
+from ad_keras.config import RUN_ONLY, Config
 from ad_keras.errors import UsageError
 from ad_keras.model import PAD
 from ad_keras.networks import build_encoder, build_generator
@@ -204,7 +204,6 @@ def _fit(
 
 
 def _hyper_parameters(config: Config) -> dict:
-    flat = dataclasses.asdict(config)
-    flat["phases"] = ",".join(config.phases)
-    flat["condition"] = config.condition
-    return {name: value for name, value in flat.items() if value is not None}
+    flat = {**dataclasses.asdict(config), "phases": ",".join(config.phases)}
+    told = {name: value for name, value in flat.items() if name not in RUN_ONLY}
+    return {**told, "condition": config.condition, "epochs": config.epochs}
