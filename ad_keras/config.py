@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 from ad_keras.cli import flag
@@ -103,11 +104,16 @@ class Config:
     probe_every: int = flag(1, _RUN, "epochs between linear probes (0: only first and last)")
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float):
+                self._require(field.name, math.isfinite(value), "a finite number")
         for name in ("latent_dim", "base_filters", "epochs", "tile_min", "checkpoint_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("log_every", self.log_every >= 1, "at least 1")
         for name in ("train_examples", "seed", "dream_every", "probe_every"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("seed", self.seed < 2**63, "a number of 64 bits")
         self._require("batch_size", self.batch_size >= 2, "at least 2: one image has no variance")
         self._require("image_size", self.image_size in IMAGE_SIZES, "32, 64 or 128")
         for name in ("reconstruction_weight", "nrem_weight", "rem_weight"):
@@ -160,7 +166,10 @@ class Config:
         """The folder of the run."""
         if self.run_dir:
             return Path(self.run_dir)
-        name = Path(self.dataset).name if _is_path(self.dataset) else self.dataset.replace("/", "_")
+        if _is_path(self.dataset):
+            name = Path(self.dataset).expanduser().resolve().name
+        else:
+            name = self.dataset.replace("/", "_")
         return Path("runs") / (name if self.condition == "full" else f"{name}-{self.condition}")
 
     @property

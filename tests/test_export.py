@@ -174,6 +174,14 @@ class TestNothingIsLost:
             train(dataclasses.replace(copied, saved_model_dir=copied.run_dir))
         assert Path(copied.run_dir, "checkpoints", "recent", "step-24.index").is_file()
 
+    @pytest.mark.parametrize("target", ["run", "run/../", "."])
+    def test_export_that_would_replace_its_run_is_refused_before_training(
+        self, target, tiny, tmp_path
+    ):
+        with pytest.raises(UsageError, match="saved_model_dir"):
+            train(tiny(tmp_path, saved_model_dir=str(tmp_path / target)))
+        assert not list(tmp_path.rglob("*.index"))
+
     def test_working_directory_as_target_is_one_line(
         self, finished, tmp_path, outcome, monkeypatch
     ):

@@ -33,6 +33,8 @@ DATASETS = {
 }
 """Names that `load` knows, and what TensorFlow Datasets calls them."""
 
+SPLITS = ("train", "test")
+
 VALIDATION_SHARE = 0.1
 """Share of the training images on which choices are made; see `validation_split`."""
 
@@ -81,8 +83,8 @@ def resolve(dataset: str) -> Path | None:
     Raises:
         UsageError: if it is neither, with the nearest names.
     """
-    name, _, size = dataset.partition("/")
-    if name in DATASETS and (not size or name == "synth_digits"):
+    name, slash, _ = dataset.partition("/")
+    if name in DATASETS and (not slash or name == "synth_digits"):
         return None
     folder = Path(dataset).expanduser()
     if dataset and folder.is_dir():
@@ -278,18 +280,37 @@ def _load_folder(folder: Path, split: str, image_size: int) -> ImageSet:
             f"{folder} has no folder '{split}': images belong into "
             f"{root}/<class>/, or into {root} where there are no classes."
         )
-    class_names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+    class_names = _class_names(folder)
     loose = _pictures(root)
     if class_names and loose:
-        raise UsageError(f"{root} has both folders of classes and images beside them: {loose[0]}.")
-    files = [(path, 0) for path in loose]
+        raise UsageError(
+            f"{folder} has both folders of classes and images beside them: {loose[0]}."
+        )
+    files = [(number, 0, path) for number, path in enumerate(loose)]
     for label, name in enumerate(class_names):
-        files += [(path, label) for path in _pictures(root / name)]
+        if (root / name).is_dir():
+            pictures = _pictures(root / name)
+            files += [(number, label, path) for number, path in enumerate(pictures)]
     if not files:
         raise UsageError(f"{root} has no images ({', '.join(sorted(_SUFFIXES))}).")
-    images = np.stack([_read(path, image_size) for path, _ in files])
-    labels = np.array([label for _, label in files], np.int64) if class_names else None
+    files.sort()  # classes take turns, so that the first images are of all classes
+    images = np.stack([_read(path, image_size) for _, _, path in files])
+    labels = np.array([label for _, label, _ in files], np.int64) if class_names else None
     return ImageSet(images, labels, class_names)
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """Of all splits together, so that a label means the same class in each."""
+    entries = folder.glob("*/*")
+    return tuple(
+        sorted(
+            {
+                entry.name
+                for entry in entries
+                if entry.is_dir() and entry.parent.name in SPLITS and entry.name[0] != "."
+            }
+        )
+    )
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -299,7 +320,7 @@ def _pictures(folder: Path) -> list[Path]:
 def _read(path: Path, image_size: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = _rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RunError(
             f"{path} is not a readable image ({_one_line(error)}): repair or remove it."
@@ -311,6 +332,14 @@ def _read(path: Path, image_size: int) -> np.ndarray:
             f"{image_size} x {image_size}); crop it first."
         )
     return _fit(pixels[None], image_size)[0]
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
 
 
 def _fit(images: np.ndarray, image_size: int) -> np.ndarray:
