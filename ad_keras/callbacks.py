@@ -30,6 +30,22 @@ _SHOWN = {
 }  # what the progress bar shows, and its names for them
 
 
+def read_history(folder: Path) -> dict[str, dict[str, float]]:
+    """What was reported of a run: by epoch (as text; "0" is untrained), losses and probes.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        Nothing if there is no readable history: what can be, is then reported anew.
+    """
+    try:
+        history = json.loads((folder / "history.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return history if isinstance(history, dict) else {}
+
+
 class Progress(keras.callbacks.ProgbarLogger):
     """Keras's progress bar with the rate in images/s and one loss for each phase.
 
@@ -140,20 +156,22 @@ class Guard(keras.callbacks.Callback):
                     f"{name} became {value} at step {self._step} (epoch {epoch}). "
                     f"{self._checkpoints.advice()}"
                 )
-        if self._step % self._every == 0 and self._signal is None:
+        if self._step % self._steps_per_epoch == 0:
+            return  # saved at the epoch's end
+        if self._step % self._every == 0 or self._signal is not None:
             self._checkpoints.save()
         self._stop_if_asked()
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         """Saves every epoch's end."""
         self._checkpoints.save(epoch + 1)
+        self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
         if self._signal is not None:
-            self._checkpoints.save()
             raise Interrupted(
                 f"{signal.Signals(self._signal).name} at step {self._step}: the state is saved. "
-                "The same command continues from here.",
+                "The same command, without --overwrite, continues from here.",
                 128 + self._signal,
             )
 
@@ -204,10 +222,9 @@ class Reports(keras.callbacks.Callback):
         self._probe_every = probe_every
         self._seed = seed
         self._fitted, self._held_out = validation_split(len(train), seed)
+        self._has_classes = train.labels is not None and np.ptp(train.labels[self._fitted]) > 0
         self._history_file = folder / "history.json"
-        self.history = (
-            json.loads(self._history_file.read_text()) if self._history_file.exists() else {}
-        )
+        self.history = read_history(folder)
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         """Reports on the epoch that ended."""
@@ -220,18 +237,23 @@ class Reports(keras.callbacks.Callback):
             epoch: how many epochs the model was trained.
             logs: losses of the epoch.
         """
-        if str(epoch) in self.history:
-            return
-        entry = {name: float(value) for name, value in (logs or {}).items()}
-        model: PAD = self.model
-        last = epoch == self._epochs
+        new = str(epoch) not in self.history
+        losses = (logs or self.model.get_metrics_result()) if epoch else {}
+        entry = {name: float(value) for name, value in losses.items()} if new else {}
+        entry |= self.history.get(str(epoch), {})
+        last = epoch >= self._epochs
+        shown = (self._folder / "figures" / "dreams.png").is_file()
         with self._writer.as_default(step=epoch):
-            if self._dream_every and (last or epoch % self._dream_every == 0):
-                self._show(model)
-            if self._train.labels is not None and (
-                epoch == 0 or last or (self._probe_every and epoch % self._probe_every == 0)
+            if self._dream_every and (
+                (new and (last or epoch % self._dream_every == 0)) or (last and not shown)
             ):
-                scores = self._probe(model)
+                self._show(self.model)
+            if (
+                self._has_classes
+                and "probe/validation_accuracy" not in entry
+                and (epoch == 0 or last or (self._probe_every and epoch % self._probe_every == 0))
+            ):
+                scores = self._probe(self.model)
                 entry |= scores
                 for name, score in scores.items():
                     tf.summary.scalar(name, score)
@@ -290,6 +312,11 @@ class Reports(keras.callbacks.Callback):
 
     def _probe(self, model: PAD) -> dict[str, float]:
         latents, labels = encode(model.encoder, self._train.images), self._train.labels
+        if not np.isfinite(latents).all():
+            raise RunError(
+                "the latents became infinite or NaN: lower --encoder_learning_rate and "
+                "--generator_learning_rate and start again with --overwrite."
+            )
         parts = [
             part[rows] for rows in (self._fitted, self._held_out) for part in (latents, labels)
         ]

@@ -40,11 +40,16 @@ def open_run(config: Config) -> Iterator[Path]:
             raise UsageError(
                 f"{folder} is in use by another process: wait for it, or choose another --run_dir."
             ) from None
+        saved = folder / FLAGS_FILE
+        if config.overwrite and not saved.exists() and len(list(folder.iterdir())) > 1:
+            raise UsageError(
+                f"{folder} holds something that is no run, which --overwrite would delete: choose "
+                "another --run_dir."
+            )
         if config.overwrite:
             for name in _CONTENT:
                 shutil.rmtree(folder / name, ignore_errors=True)
                 (folder / name).unlink(missing_ok=True)
-        saved = folder / FLAGS_FILE
         if saved.exists():
             _refuse_other_flags(load_config(folder), config)
         write_atomically(saved, config.to_json())
@@ -71,11 +76,35 @@ def load_config(folder: Path) -> Config:
         ) from None
 
 
+@contextlib.contextmanager
+def failures_explained(folder: Path) -> Iterator[None]:
+    """Says in one line where a disk that is full or read-only ended a run.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        RunError: in place of what TensorFlow raises, and of errors that do not say where.
+    """
+    try:
+        yield
+    except (tf.errors.OpError, OSError) as error:
+        if isinstance(error, OSError) and error.filename:
+            raise
+        raise RunError(
+            f"the run in {folder} failed: {_one_line(error)}. Is the disk full or read-only? What "
+            "was saved is kept, and the same command continues."
+        ) from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file such that at any moment either the old or the new one is there, whole."""
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    os.replace(beside, path)
+    try:
+        beside.write_text(text)
+        os.replace(beside, path)
+    except OSError as error:  # errors of writing do not say where
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class Checkpoints:
@@ -91,7 +120,9 @@ class Checkpoints:
 
     def __init__(self, model: keras.Model, run_folder: Path) -> None:
         self._model = model
-        self._checkpoint = tf.train.Checkpoint(model=model)
+        # The losses since the epoch's start too: a report that a crash prevented needs them.
+        means = [variable.value for metric in model.metrics for variable in metric.variables]
+        self._checkpoint = tf.train.Checkpoint(model=model, means=means)
         root = run_folder / "checkpoints"
         self._recent = tf.train.CheckpointManager(
             self._checkpoint, str(root / "recent"), max_to_keep=3, checkpoint_name="step"
@@ -117,9 +148,10 @@ class Checkpoints:
                 f"the weights {broken[0]} became NaN or infinite at step {step}. {self.advice()}"
             )
         try:
-            self._recent.save(checkpoint_number=step)
             if epoch is not None and _is_kept(epoch):
                 self._epochs.save(checkpoint_number=epoch)
+            # Last, because this is what a run continues from: nothing before it is missed then.
+            self._recent.save(checkpoint_number=step)
         except (tf.errors.OpError, OSError) as error:
             raise RunError(
                 f"cannot save a checkpoint at step {step} in {self._recent.directory} (is the "

@@ -59,16 +59,25 @@ def export_networks(model: PAD, folder: str | Path, metadata: dict | None = None
         (partial / "metadata.json").write_text(text + "\n")
 
 
-def check_export_folder(folder: str | Path) -> None:
-    """Makes sure that an export to a folder would replace nothing but an earlier export.
+def check_export_folder(folder: str | Path, run_folder: Path | None = None) -> None:
+    """Makes sure that an export can be written and would replace nothing but an earlier export.
 
     Args:
         folder: that `export_networks` is to write.
+        run_folder: that must neither be replaced nor hold the export among its own files.
 
     Raises:
         UsageError: if there is something else.
+        OSError: if the folder it is to be in cannot be made.
     """
     folder = Path(folder)
+    if run_folder is not None:
+        export, own = folder.resolve(), run_folder.resolve()
+        if own == export or export in own.parents:
+            raise UsageError(
+                f"--saved_model_dir={folder} would replace the run in {run_folder}: choose another."
+            )
+    folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "metadata.json").is_file():
         raise UsageError(
             f"{folder} holds something that is no export, and exporting would replace it: choose "

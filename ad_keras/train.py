@@ -18,11 +18,15 @@ def main(argv: Sequence[str]) -> None:
     with quiet_start():
         from ad_keras.training import train
     result = train(config)
-    epochs = sorted(map(int, result.history))
-    first, last = (result.history[str(epochs[end])] for end in (0, -1))
+    probed = [
+        int(epoch)
+        for epoch, entry in result.history.items()
+        if "probe/validation_accuracy" in entry
+    ]
     print()
-    if "probe/validation_accuracy" in first:
-        print(f"Accuracy on held-out training images, before and after {epochs[-1]} epochs")
+    if probed:
+        first, last = (result.history[str(epoch)] for epoch in (min(probed), max(probed)))
+        print(f"Accuracy on held-out training images, before and after {max(probed)} epochs")
         for name, title in (
             ("probe", "linear probe (the paper's, SGD)"),
             ("ridge_probe", "linear probe (ridge)"),
@@ -30,7 +34,10 @@ def main(argv: Sequence[str]) -> None:
             before, after = (entry[f"{name}/validation_accuracy"] for entry in (first, last))
             print(f"  {title:<33}{before:>6.1%} {after:>6.1%}")
     else:
-        print("The images have no labels: the linear probe and other scores by class need them.")
+        print(
+            "The images have no labels of several classes: the linear probe and other scores by "
+            "class need them."
+        )
     print(f"Encoder and generator: {result.export_folder}")
     if config.dream_every:
         print(f"Dreams: {result.run_folder / 'figures' / 'dreams.png'}")

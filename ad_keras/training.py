@@ -10,7 +10,7 @@ from tensorboard.plugins.hparams import api as hparams
 
 from ad_keras import data
 from ad_keras.callbacks import Guard, LossLog, Progress, Reports
-from ad_keras.checkpoints import Checkpoints, load_config, open_run
+from ad_keras.checkpoints import Checkpoints, failures_explained, load_config, open_run
 from ad_keras.config import RUN_ONLY, Config
 from ad_keras.errors import UsageError
 from ad_keras.model import PAD
@@ -86,9 +86,10 @@ def train(config: Config) -> TrainingResult:
     # This rewriting of graphs cannot handle the gradient of a leaky rectifier: it gives up, with an
     # alarming message.
     tf.config.optimizer.set_experimental_options({"remapping": False})
-    check_export_folder(config.export_path)
-    with open_run(config) as folder:
-        train_set = _training_images(config)
+    # All that can be refused is refused before anything is written or, with --overwrite, deleted.
+    train_set = _training_images(config)
+    check_export_folder(config.export_path, config.run_path)
+    with open_run(config) as folder, failures_explained(folder):
         steps_per_epoch = len(train_set) // config.batch_size
         model = build_model(config)
         checkpoints = Checkpoints(model, folder)
@@ -127,7 +128,8 @@ def restore_run(folder: Path) -> tuple[Config, PAD]:
     """
     config = load_config(folder)
     model = build_model(config)
-    Checkpoints(model, folder).restore()
+    for note in Checkpoints(model, folder).restore():
+        print(note, flush=True)
     if not model.step.numpy():
         raise UsageError(f"the run in {folder} has no checkpoint yet: continue its training.")
     return config, model

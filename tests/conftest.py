@@ -13,13 +13,6 @@ from ad_keras import cli
 from ad_keras.config import Config
 
 
-def pytest_configure(config):
-    # Keras converts variables to NumPy arrays in a way that NumPy 2 complains of.
-    config.addinivalue_line(
-        "filterwarnings", "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-    )
-
-
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     """48 training and 12 test images of noise in three classes."""

@@ -23,6 +23,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 import ad_keras
 from ad_keras import callbacks, data
 from ad_keras import train as program
+from ad_keras.config import RUN_ONLY
 from ad_keras.data import load, validation_split
 from ad_keras.errors import Interrupted, RunError, UsageError
 from ad_keras.training import restore_run, train
@@ -162,8 +163,8 @@ class TestRecords:
         assert logged["encoder_learning_rate"].number_value == pytest.approx(2e-4)
         assert logged["phases"].string_value == "wake,nrem,rem"
         assert logged["condition"].string_value == "full"
-        names = {field.name for field in dataclasses.fields(config)} - {"data_dir"}
-        assert logged.keys() >= names
+        assert logged.keys() >= {field.name for field in dataclasses.fields(config)} - RUN_ONLY
+        assert not {"run_dir", "saved_model_dir"} & logged.keys()
 
     def test_pictures_are_sheets_of_held_out_images(self, finished):
         config, result = finished
@@ -358,7 +359,7 @@ class TestDivergence:
         )
         assert restore_run(Path(config.run_dir))[1].step.numpy() == 8
 
-    @pytest.mark.parametrize(("rate", "batch_size"), [("1e3", 8), ("1e30", 8), ("30", 48)])
+    @pytest.mark.parametrize(("rate", "batch_size"), [("1e3", 8), ("30", 48)])
     def test_far_too_high_learning_rate_is_one_line(
         self, rate, batch_size, tiny, tmp_path, flags_of, outcome
     ):
@@ -538,7 +539,7 @@ class TestCommandLine:
             assert (status, error) == (0, "")
             assert "2 epochs" in out
 
-    @pytest.mark.parametrize("step", [4, 6, 9])
+    @pytest.mark.parametrize("step", [4, 6])
     def test_interrupted_step_is_finished_saved_and_continued_from(
         self, step, tiny, tmp_path, monkeypatch, finished, state_of, assert_same_state
     ):
