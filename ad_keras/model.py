@@ -25,7 +25,7 @@ class PAD(keras.Model):
 
         model = PAD(build_encoder(), build_generator(), batch_size=64)
         model.compile()  # the paper's two Adam optimizers
-        model.fit(images.batch(64, drop_remainder=True), epochs=50)
+        model.fit(images.batch(64, drop_remainder=True), epochs=50, shuffle=False)
         model.save("dreamer.keras")
 
     Loading it again with `keras.models.load_model` needs this class imported:
