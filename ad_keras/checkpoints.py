@@ -173,13 +173,12 @@ class Checkpoints:
                 self._checkpoint.restore(str(path)).assert_existing_objects_matched()
                 return damaged
             except (tf.errors.OpError, ValueError, IndexError, AssertionError) as error:
-                damaged.append(
-                    f"{path} is damaged ({_one_line(error)}): continuing from the one before."
-                )
+                reason = _one_line(error)
+                damaged.append(f"{path} is damaged ({reason}): continuing from the one before.")
         if damaged:
             raise RunError(
-                f"none of the {len(damaged)} checkpoints in {self._recent.directory} can be read: "
-                "start again with --overwrite."
+                f"none of the {len(damaged)} checkpoints in {self._recent.directory} can be read "
+                f"({reason}): start again with --overwrite."
             )
         return []
 

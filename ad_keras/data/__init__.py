@@ -280,7 +280,7 @@ def _load_folder(folder: Path, split: str, image_size: int) -> ImageSet:
             f"{folder} has no folder '{split}': images belong into "
             f"{root}/<class>/, or into {root} where there are no classes."
         )
-    class_names = _class_names(folder)
+    class_names = _class_names(folder, {*SPLITS, split})
     loose = _pictures(root)
     if class_names and loose:
         raise UsageError(
@@ -299,7 +299,7 @@ def _load_folder(folder: Path, split: str, image_size: int) -> ImageSet:
     return ImageSet(images, labels, class_names)
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
+def _class_names(folder: Path, splits: set[str]) -> tuple[str, ...]:
     """Of all splits together, so that a label means the same class in each."""
     entries = folder.glob("*/*")
     return tuple(
@@ -307,7 +307,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
             {
                 entry.name
                 for entry in entries
-                if entry.is_dir() and entry.parent.name in SPLITS and entry.name[0] != "."
+                if entry.is_dir() and entry.parent.name in splits and entry.name[0] != "."
             }
         )
     )
