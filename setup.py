@@ -37,6 +37,7 @@ setup(
         "tensorflow>=2.18",
         "tensorflow-datasets>=4.9.10",
         "threadpoolctl",
+        "tqdm",
         *TYPEFACES,
     ],
     extras_require={"test": ["pytest", "ruff"]},

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ def open_run(config: Config) -> Iterator[Path]:
                 shutil.rmtree(folder / name, ignore_errors=True)
                 (folder / name).unlink(missing_ok=True)
         if saved.exists():
-            _refuse_other_flags(load_config(folder), config)
+            refuse_other_flags(load_config(folder), config)
         write_atomically(saved, config.to_json())
         yield folder
 
@@ -95,6 +96,47 @@ def failures_explained(folder: Path) -> Iterator[None]:
             f"the run in {folder} failed: {_one_line(error)}. Is the disk full or read-only? What "
             "was saved is kept, and the same command continues."
         ) from error
+
+
+def refuse_other_flags(saved: Config, wanted: Config) -> None:
+    """Refuses to continue a run as another one.
+
+    Args:
+        saved: the flags that the run was started with.
+        wanted: those to continue it with.
+
+    Raises:
+        UsageError: naming the flags that differ, if weights depend on them.
+    """
+    before, now = dataclasses.asdict(saved), dataclasses.asdict(wanted)
+    different = [
+        f"--{name} was {before[name]} and is {now[name]}"
+        for name in now
+        if name not in RUN_ONLY and before[name] != now[name]
+    ]
+    if different:
+        raise UsageError(
+            f"{wanted.run_path} holds a run with other flags: {'; '.join(different)}. Use these "
+            "again to continue it, another --run_dir for a new run, or --overwrite to delete it."
+        )
+
+
+def completed_epochs(folder: Path) -> int:
+    """How many epochs a run has behind it.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        UsageError: if the record of its epochs is damaged.
+    """
+    history = folder / "history.json"
+    try:
+        return max(map(int, json.loads(history.read_text())), default=0)
+    except FileNotFoundError:
+        return 0
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{history} cannot be read ({error}): train the run again.") from error
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -182,6 +224,29 @@ class Checkpoints:
             )
         return []
 
+    def kept_epochs(self) -> list[int]:
+        """The epochs whose ends are kept, in order."""
+        files = Path(self._epochs.directory).glob("epoch-*.index")
+        return sorted(int(path.stem.removeprefix("epoch-")) for path in files)
+
+    def restore_epoch(self, epoch: int) -> None:
+        """Restores the end of an epoch.
+
+        Args:
+            epoch: one of `kept_epochs`.
+
+        Raises:
+            RunError: if it is not kept, or is damaged.
+        """
+        path = Path(self._epochs.directory) / f"epoch-{epoch}"
+        if epoch not in self.kept_epochs():
+            kept = ", ".join(map(str, self.kept_epochs())) or "none"
+            raise RunError(f"{path} does not exist; the epochs kept are: {kept}.")
+        try:
+            self._checkpoint.restore(str(path)).assert_existing_objects_matched()
+        except (tf.errors.OpError, ValueError, IndexError, AssertionError) as error:
+            raise RunError(f"{path} is damaged ({_one_line(error)}).") from error
+
     def advice(self) -> str:
         """What to say when training diverged."""
         return f"{self._newest()} Lower --encoder_learning_rate and --generator_learning_rate."
@@ -197,20 +262,6 @@ class Checkpoints:
         files = Path(self._recent.directory).glob("step-*.index")
         paths = [path.with_suffix("") for path in files]
         return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
-
-
-def _refuse_other_flags(saved: Config, wanted: Config) -> None:
-    before, now = dataclasses.asdict(saved), dataclasses.asdict(wanted)
-    different = [
-        f"--{name} was {before[name]} and is {now[name]}"
-        for name in now
-        if name not in RUN_ONLY and before[name] != now[name]
-    ]
-    if different:
-        raise UsageError(
-            f"{wanted.run_path} holds a run with other flags: {'; '.join(different)}. Use these "
-            "again to continue it, another --run_dir for a new run, or --overwrite to delete it."
-        )
 
 
 def _is_finite(value: tf.Tensor) -> bool:

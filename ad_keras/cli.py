@@ -17,7 +17,9 @@ from ad_keras.errors import RunError, UsageError
 Config = TypeVar("Config")
 
 
-def flag(default, group: str, description: str, choices: Sequence[str] = ()):
+def flag(
+    default, group: str, description: str, choices: Sequence[str] = (), *, repeatable: bool = False
+):
     """A dataclass field that is also a flag.
 
     Args:
@@ -25,8 +27,14 @@ def flag(default, group: str, description: str, choices: Sequence[str] = ()):
         group: heading under which `--help` lists the flag.
         description: what `--help` says of it.
         choices: the values that a text may take, where they are few.
+        repeatable: whether a tuple is given by repeating the flag, not as a list with commas.
     """
-    metadata = {"group": group, "description": description, "choices": tuple(choices)}
+    metadata = {
+        "group": group,
+        "description": description,
+        "choices": tuple(choices),
+        "repeatable": repeatable,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -125,6 +133,9 @@ def _define(field: dataclasses.Field, values: flags.FlagValues) -> None:
     if choices:
         flags.DEFINE_enum(field.name, field.default, choices, description, values)
         return
+    if field.metadata["repeatable"]:
+        flags.DEFINE_multi_string(field.name, list(field.default), description, values)
+        return
     define = {
         bool: flags.DEFINE_bool,
         int: flags.DEFINE_integer,
@@ -169,7 +180,7 @@ def _help_of_flag(field: dataclasses.Field) -> list[str]:
         head = f"--{field.name}"
     else:
         shown = ",".join(default) if isinstance(default, tuple) else default
-        head = f"--{field.name}=" + ("..." if shown is None else str(shown))
+        head = f"--{field.name}=" + ("..." if shown in (None, "") else str(shown))
     text = field.metadata["description"]
     if field.metadata["choices"]:
         text += f" ({', '.join(field.metadata['choices'])})"

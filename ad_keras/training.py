@@ -1,6 +1,7 @@
 """A training run from its flags to its export."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ad_keras.errors import UsageError
 from ad_keras.model import PAD
 from ad_keras.networks import build_encoder, build_generator
 from ad_keras.optimizers import FusedAdam
-from ad_keras.saved_model import check_export_folder, export_networks
+from ad_keras.saved_model import check_export_folder, export_networks, load_encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,22 +117,53 @@ def train(config: Config) -> TrainingResult:
     return TrainingResult(folder, config.export_path, reports.history, notes)
 
 
-def restore_run(folder: Path) -> tuple[Config, PAD]:
-    """The model of an existing run, as its newest checkpoint has it.
+def restore_run(folder: Path, epoch: int | None = None) -> tuple[Config, PAD]:
+    """The model of an existing run, in float32 whatever the precision of its training.
 
     Args:
         folder: of the run.
+        epoch: whose end to restore, of those that `Checkpoints` keeps; None for the newest state.
 
     Raises:
         UsageError: if the folder is no run's, or the run has no checkpoint yet.
-        RunError: if no checkpoint can be read.
+        RunError: if no checkpoint can be read, or that of the epoch cannot.
     """
     config = load_config(folder)
-    model = build_model(config)
-    for note in Checkpoints(model, folder).restore():
-        print(note, flush=True)
+    model = build_model(dataclasses.replace(config, precision="float32"))
+    checkpoints = Checkpoints(model, folder)
+    if epoch is None:
+        for note in checkpoints.restore():
+            print(note, flush=True)
+    else:
+        checkpoints.restore_epoch(epoch)
     if not model.step.numpy():
         raise UsageError(f"the run in {folder} has no checkpoint yet: continue its training.")
+    return config, model
+
+
+def restore_export(folder: Path) -> tuple[Config, PAD]:
+    """The model of a run, from the networks that it exported.
+
+    Args:
+        folder: the export.
+
+    Raises:
+        UsageError: if the folder is no export of a run, or a part of it cannot be read.
+    """
+    encoder = load_encoder(folder)
+    try:
+        metadata = json.loads((folder / "metadata.json").read_text())
+        config = Config.from_json(json.dumps(metadata["flags"]))
+        model = build_model(dataclasses.replace(config, precision="float32"))
+        model.encoder.set_weights(encoder.get_weights())
+        generator = tf.saved_model.load(str(folder / "generator"))
+        model.generator.set_weights([variable.numpy() for variable in generator.variables])
+        model.step.assign(metadata["step"])
+    except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UsageError(
+            f"{folder} is not the whole export of a run ({reason}): export it again."
+        ) from error
     return config, model
 
 

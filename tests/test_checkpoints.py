@@ -15,7 +15,13 @@ import tensorflow as tf
 
 from ad_keras import train as program
 from ad_keras.callbacks import Reports
-from ad_keras.checkpoints import load_config, open_run, write_atomically
+from ad_keras.checkpoints import (
+    Checkpoints,
+    completed_epochs,
+    load_config,
+    open_run,
+    write_atomically,
+)
 from ad_keras.errors import RunError, UsageError
 from ad_keras.training import restore_run, train
 
@@ -425,6 +431,36 @@ class TestSignals:
         assert newest_step(folder) < 144
         train(same_long_run)
         assert_same_state(state_of(folder), state_of(uninterrupted_long.run_dir))
+
+
+class TestLookingBack:
+    def test_kept_epochs_can_be_restored(self, finished):
+        config, _ = finished
+        folder = Path(config.run_dir)
+        _, newest = restore_run(folder)
+        assert Checkpoints(newest, folder).kept_epochs() == [1, 2]
+        _, early = restore_run(folder, epoch=1)
+        assert [int(model.step.numpy()) for model in (early, newest)] == [6, 24]
+        pairs = zip(early.encoder.get_weights(), newest.encoder.get_weights(), strict=True)
+        assert not any(np.array_equal(first, last) for first, last in pairs)
+
+    def test_an_epoch_that_is_not_kept_is_refused(self, finished):
+        with pytest.raises(RunError, match="the epochs kept are: 1, 2"):
+            restore_run(Path(finished[0].run_dir), epoch=3)
+
+    def test_a_damaged_epoch_is_named(self, copied):
+        folder = Path(copied.run_dir)
+        for file in (folder / "checkpoints" / "epochs").glob("epoch-1.data*"):
+            file.write_bytes(file.read_bytes()[:100])
+        with pytest.raises(RunError, match="epoch-1 is damaged"):
+            restore_run(folder, epoch=1)
+
+    def test_completed_epochs_are_counted(self, finished, tmp_path):
+        assert completed_epochs(Path(finished[0].run_dir)) == 4
+        assert completed_epochs(tmp_path) == 0
+        (tmp_path / "history.json").write_text("{")
+        with pytest.raises(UsageError, match=r"history.json cannot be read"):
+            completed_epochs(tmp_path)
 
 
 class TestNoRun:

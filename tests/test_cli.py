@@ -23,6 +23,7 @@ class Small:
     kind: str = flag("plain", "Texts", "which kind", ("plain", "fancy"))
     parts: tuple[str, ...] = flag(("a", "b"), "Texts", "which parts")
     loud: bool = flag(False, "Texts", "shout")
+    file: tuple[str, ...] = flag((), "Texts", "of what", repeatable=True)
 
 
 def command_line(*arguments: str) -> Small:
@@ -53,6 +54,11 @@ def test_other_spellings_of_flags_mean_the_same():
 
 def test_the_later_of_two_flags_wins():
     assert command_line("--count=5", "--count=6").count == 6
+
+
+def test_a_repeatable_flag_collects_texts_that_may_hold_commas():
+    assert command_line("--file=a,b", "--file=c").file == ("a,b", "c")
+    assert command_line().file == ()
 
 
 def test_flagfiles_compose_and_may_hold_comments(tmp_path):
@@ -141,7 +147,7 @@ def test_help_of_training_shows_its_flags_and_no_others(capsys):
     assert len(text.splitlines()) < 80
 
 
-@pytest.mark.parametrize(("module", "status"), [("train", 0), ("export", 0)])
+@pytest.mark.parametrize(("module", "status"), [("train", 0), ("export", 0), ("dream", 0)])
 def test_help_does_not_load_tensorflow(module, status):
     program = (
         "import runpy, sys\n"

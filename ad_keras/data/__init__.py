@@ -171,6 +171,31 @@ def batches(
     return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4)
 
 
+def reachable(address: str) -> bool:
+    """Whether a web server answers, which is known within seconds.
+
+    Args:
+        address: its URL.
+    """
+    answered = threading.Event()
+
+    def connect() -> None:
+        request = urllib.request.Request(address, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=_SECONDS_TO_CONNECT).close()
+        except urllib.error.HTTPError:
+            pass  # an answer, if not a friendly one
+        except OSError:
+            return
+        answered.set()
+
+    # Looking up a host's name heeds no time-out, so it may outlive the wait for it.
+    lookup = threading.Thread(target=connect, daemon=True)
+    lookup.start()
+    lookup.join(_SECONDS_TO_CONNECT + 2)
+    return answered.is_set()
+
+
 def _load_prepared(dataset: str, split: str, data_dir: str | None, image_size: int) -> ImageSet:
     tfds = _tensorflow_datasets()
     import tensorflow as tf
@@ -222,7 +247,7 @@ def _refuse_unknown_size(sizes: list[str], size: str) -> None:
 
 def _prepare(builder, name: str, dataset: str, where: Path) -> None:
     """Downloads, or generates, what is not there yet."""
-    if name in _SOURCES and not _reachable(_SOURCES[name]):
+    if name in _SOURCES and not reachable(_SOURCES[name]):
         raise UsageError(_missing(dataset, where, f"{_SOURCES[name]} cannot be reached"))
     try:
         builder.download_and_prepare()
@@ -230,26 +255,6 @@ def _prepare(builder, name: str, dataset: str, where: Path) -> None:
         if name in _SOURCES:
             raise UsageError(_missing(dataset, where, _one_line(error))) from error
         raise RunError(f"{dataset} cannot be generated in {where}: {_one_line(error)}.") from error
-
-
-def _reachable(address: str) -> bool:
-    answered = threading.Event()
-
-    def connect() -> None:
-        request = urllib.request.Request(address, method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=_SECONDS_TO_CONNECT).close()
-        except urllib.error.HTTPError:
-            pass  # an answer, if not a friendly one
-        except OSError:
-            return
-        answered.set()
-
-    # Looking up a host's name heeds no time-out, so it may outlive the wait for it.
-    lookup = threading.Thread(target=connect, daemon=True)
-    lookup.start()
-    lookup.join(_SECONDS_TO_CONNECT + 2)
-    return answered.is_set()
 
 
 def _missing(dataset: str, where: Path, reason: str) -> str:

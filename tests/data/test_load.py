@@ -347,7 +347,7 @@ class TestPrepared:
         def fail(builder, **_):
             raise RuntimeError("Checksum differs.\nExpected: ...")
 
-        monkeypatch.setattr(data, "_reachable", lambda address: True)
+        monkeypatch.setattr(data, "reachable", lambda address: True)
         monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
         message = refusal(UsageError, "mnist", "train", data_dir=str(tmp_path))
         assert "Checksum differs" in message

@@ -1,0 +1,102 @@
+"""`python -m ad_keras.dream`: draws what a trained model perceives, replays and dreams."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ad_keras.cli import flag, parse, quiet_start, run
+from ad_keras.data import load, resolve
+from ad_keras.errors import UsageError
+
+_STOPS = 6  # memories of the animated walk
+_STEPS = 16  # from one of them to the next
+
+
+@dataclasses.dataclass(frozen=True)
+class DreamConfig:
+    """Draws reconstructions, NREM and REM dreams as a sheet, and a walk through memories as GIF."""
+
+    run_dir: str | None = flag(None, "Model (one of the two)", "folder of a run")
+    export: str | None = flag(None, "Model (one of the two)", "folder of exported networks")
+
+    dataset: str | None = flag(
+        None,
+        "Memories",
+        "a data set, of which test images are shown, or a folder of pictures (default: the run's)",
+    )
+    data_dir: str | None = flag(
+        None, "Memories", "folder of prepared TensorFlow Datasets (default: the run's)"
+    )
+    images: int = flag(12, "Memories", "how many are shown, side by side")
+    seed: int = flag(0, "Memories", "of their choice, the occlusions and the noise")
+
+    output_dir: str | None = flag(
+        None, "Output", "where to (default: figures in the run's folder, or dreams for an export)"
+    )
+
+    def __post_init__(self):
+        if bool(self.run_dir) == bool(self.export):
+            raise UsageError(
+                "name one of --run_dir (the folder of a run) and --export (of exported networks)."
+            )
+        if self.images < 4:
+            raise UsageError(f"--images={self.images} is not possible: it must be at least 4.")
+        if self.seed < 0:
+            raise UsageError(f"--seed={self.seed} is not possible: it must be 0 or more.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Draws as the command line says.
+
+    Args:
+        argv: the program's name and its flags.
+    """
+    flags = parse(DreamConfig, argv, "python -m ad_keras.dream")
+    if flags.dataset:
+        resolve(flags.dataset)
+    with quiet_start():
+        from ad_keras import figures
+        from ad_keras.training import restore_export, restore_run
+    source = Path(flags.run_dir or flags.export)
+    config, model = restore_run(source) if flags.run_dir else restore_export(source)
+    images = _choose(
+        flags.dataset or config.dataset,
+        flags.data_dir or config.data_dir,
+        config.image_size,
+        flags.images,
+        flags.seed,
+    )
+    default = source / "figures" if flags.run_dir else Path("dreams")
+    folder = Path(flags.output_dir) if flags.output_dir else default
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(figures.overview(model, images, flags.seed)).save(folder / "sheet.png")
+    walk = figures.loop(model, images[:_STOPS], _STEPS)
+    figures.save_loop(folder / "walk.gif", walk, pause_every=_STEPS)
+    print(f"Memories and dreams: {folder / 'sheet.png'}")
+    print(f"A walk through memories: {folder / 'walk.gif'}")
+
+
+def _choose(
+    dataset: str, data_dir: str | None, image_size: int, count: int, seed: int
+) -> np.ndarray:
+    """Random test images; where there is no test split, of what there is."""
+    folder, split = resolve(dataset), "test"
+    if folder is not None and not (folder / "test").is_dir():
+        split = "train"
+        if not (folder / "train").is_dir():
+            # A plain folder of pictures is loaded as if it were a split of the folder around it.
+            folder = folder.resolve()
+            dataset, split = str(folder.parent), folder.name
+    images = load(dataset, split, data_dir=data_dir, image_size=image_size).images
+    if len(images) < count:
+        raise UsageError(
+            f"--images={count} is more than the {len(images)} images of {Path(dataset) / split}."
+        )
+    return images[np.random.default_rng(seed).permutation(len(images))[:count]]
+
+
+if __name__ == "__main__":
+    run(main)

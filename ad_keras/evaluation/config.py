@@ -1,0 +1,103 @@
+"""What an evaluation is told."""
+
+import dataclasses
+import difflib
+
+from ad_keras.cli import flag
+from ad_keras.errors import UsageError
+
+METRICS = {
+    "probe": "linear probe, the paper's protocol",
+    "ridge_probe": "linear probe in closed form",
+    "knn": "nearest neighbours",
+    "occlusion": "probe under occlusion (Figure 5)",
+    "distances": "ratios of distances (Figure 6)",
+    "pca": "principal components (Figure 6)",
+    "fid": "Frechet distance of dreams (Figure 3)",
+    "kid": "kernel distance of dreams",
+    "density_coverage": "density and coverage of dreams",
+    "layers": "both probes on each layer",
+    "tsne": "a map of the latents",
+}
+"""What can be measured, in the order in which it is."""
+
+ONLY_IF_NAMED = ("layers", "tsne")
+"""Slow ones that `all` leaves out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Measures finished runs or an exported encoder: table, results.json, pictures, TensorBoard."""
+
+    run_dir: tuple[str, ...] = flag(
+        (),
+        "Model",
+        "folder of a finished run; repeat it for other seeds of the same condition, which gives "
+        "means and standard errors",
+        repeatable=True,
+    )
+    encoder: str | None = flag(None, "Model", "or: folder of exported networks")
+
+    dataset: str | None = flag(None, "Data", "as for training (default: the run's)")
+    data_dir: str | None = flag(
+        None, "Data", "folder of prepared TensorFlow Datasets (default: the run's)"
+    )
+
+    metrics: tuple[str, ...] = flag(
+        ("all",),
+        "Metrics",
+        f"a list of {', '.join(METRICS)}; all is all but {' and '.join(ONLY_IF_NAMED)}",
+    )
+    layers: str = flag(
+        "last", "Metrics", "probes of the latent, or of each layer too", ("last", "all")
+    )
+    images: int = flag(10_000, "Metrics", "dreams of a kind that are compared with real images")
+    features: str = flag(
+        "classifier",
+        "Metrics",
+        "in which dreams are compared: of a classifier trained on the same labels (once), or of "
+        "Inception v3",
+        ("classifier", "inception"),
+    )
+    inception_weights: str | None = flag(
+        None, "Metrics", "file of Inception's weights without its top (default: a download)"
+    )
+    probe_seeds: int = flag(5, "Metrics", "seeds that the paper's probe, a noisy one, is run with")
+    seed: int = flag(0, "Metrics", "of probes, masks, choices and noise")
+
+    cache_dir: str = flag(
+        "~/.cache/ad_keras", "Output", "for the classifier and features of real images"
+    )
+    output_dir: str | None = flag(
+        None,
+        "Output",
+        "for results.json and figures/ (default: the folder of the run or export; for several "
+        "runs evaluation-<data set>-<condition> beside the first)",
+    )
+
+    def __post_init__(self):
+        if bool(self.run_dir) == bool(self.encoder):
+            raise UsageError(
+                "name one of --run_dir (the folder of a run) and --encoder (of exported networks)."
+            )
+        for name in self.metrics:
+            if name not in METRICS and name != "all":
+                near = difflib.get_close_matches(name, METRICS, n=2) or list(METRICS)
+                raise UsageError(
+                    f"--metrics={name} is not a metric. Did you mean {' or '.join(near)}?"
+                )
+        if not self.metrics:
+            raise UsageError(f"--metrics is empty: it is all, or a list of {', '.join(METRICS)}.")
+        for name, least in (("images", 1), ("probe_seeds", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(
+                    f"--{name}={getattr(self, name)} is not possible: it must be at least {least}."
+                )
+
+    @property
+    def chosen_metrics(self) -> list[str]:
+        """The metrics by name, in the order in which they are measured."""
+        wanted = set(self.metrics) | ({"layers"} if self.layers == "all" else set())
+        if "all" in wanted:
+            wanted |= set(METRICS) - set(ONLY_IF_NAMED)
+        return [name for name in METRICS if name in wanted]

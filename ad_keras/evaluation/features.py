@@ -1,0 +1,289 @@
+"""Networks whose features the distances between real and generated images are taken in.
+
+`classifier_features` needs no download: a small classifier of the same data set.
+`inception_features` are the field's usual ones. Values in the features of one network cannot be
+compared with those in another's.
+"""
+
+import dataclasses
+import hashlib
+import math
+import os
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from ad_keras.data import DATASETS, ImageSet, batches, reachable
+from ad_keras.errors import RunError, UsageError
+
+_VERSION = 1  # of the classifier; a change of its layers or training needs a new number
+_WIDTH = 256  # of its features
+_BATCH = 128
+_LEARNING_RATE = 1e-3
+_IMAGES_TRAINED_ON = 200_000  # in all epochs together
+_EPOCHS = (5, 50)  # at least and at most
+
+_INCEPTION_SIZE = 299
+_INCEPTION_ADDRESS = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/"
+    "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5"
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureExtractor:
+    """A network that turns images into feature vectors.
+
+    Attributes:
+        name: what the features are, for people.
+        network: from uint8 images [B, H, W, 3] to features [B, D].
+        folder: where features of real images are kept.
+        accuracy: on the test images, if the network is a classifier of the data set.
+    """
+
+    name: str
+    network: keras.Model
+    folder: Path
+    accuracy: float | None = None
+
+    def __call__(self, images: np.ndarray, label: str = "features") -> np.ndarray:
+        """Computes features, with a progress bar.
+
+        Args:
+            images: uint8 [N, H, W, 3].
+            label: of the bar.
+
+        Returns:
+            float32 [N, D].
+        """
+        return _apply(self.network, images, label)
+
+    def of_reference(self, images: np.ndarray) -> np.ndarray:
+        """Features of real images, from the cache if they were computed before.
+
+        Args:
+            images: uint8 [N, H, W, 3].
+
+        Returns:
+            float32 [N, D].
+        """
+        file = self.folder / f"real-{_digest(images)}.npz"
+        return cached(file, lambda: {"features": self(images, "features of real images")})[
+            "features"
+        ]
+
+
+def data_key(dataset: str, train_set: ImageSet) -> str:
+    """A name for cached results that depend on the data: the data set, its size and content.
+
+    Args:
+        dataset: its name or folder.
+        train_set: its training images.
+    """
+    labels = np.empty(0) if train_set.labels is None else train_set.labels
+    content = _digest(train_set.images, labels)
+    return f"{short_name(dataset)}-{train_set.images.shape[1]}px-{content}"
+
+
+def short_name(dataset: str) -> str:
+    """A data set's name as part of a file's name."""
+    known = dataset.partition("/")[0] in DATASETS
+    return dataset.replace("/", "_") if known else Path(dataset).name
+
+
+def cached(file: Path, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Reads arrays from a file, or computes and writes them if it is not there or is damaged.
+
+    Args:
+        file: NumPy's .npz; written such that it is whole whenever it is there.
+        compute: makes the arrays.
+    """
+    saved = _read(file)
+    if saved is None:
+        saved = compute()
+        _write(file, saved)
+    return saved
+
+
+def classifier_features(
+    train_set: ImageSet, test_set: ImageSet, folder: Path, *, seed: int = 0
+) -> FeatureExtractor:
+    """The last layer but one (256) of a small convolutional classifier of the same images.
+
+    It is trained once for each folder and seed, on the labels of the whole training set.
+
+    Args:
+        train_set: with labels.
+        test_set: with labels, on which its accuracy is measured.
+        folder: where it is kept.
+        seed: of weights, dropout and order.
+
+    Raises:
+        UsageError: if there are no labels.
+    """
+    if train_set.labels is None or test_set.labels is None:
+        raise UsageError(
+            "--features=classifier needs labels, which the data set does not have: choose "
+            "--features=inception."
+        )
+    side, classes = train_set.images.shape[1], len(train_set.class_names)
+    classifier = _build_classifier(side, classes, seed)
+
+    def trained() -> dict[str, np.ndarray]:
+        _train(classifier, train_set, seed)
+        weights = {f"weight_{i}": value for i, value in enumerate(classifier.get_weights())}
+        return {**weights, "accuracy": np.float64(_accuracy(classifier, test_set))}
+
+    saved = cached(folder / f"classifier-v{_VERSION}-seed{seed}.npz", trained)
+    classifier.set_weights([saved[f"weight_{i}"] for i in range(len(saved) - 1)])
+    accuracy = float(saved["accuracy"])
+    return FeatureExtractor(
+        name=f"classifier of the same data set (last layer but one, {_WIDTH})",
+        network=keras.Model(classifier.input, classifier.get_layer("features").output),
+        folder=folder / f"classifier-v{_VERSION}-seed{seed}",
+        accuracy=accuracy,
+    )
+
+
+def inception_features(folder: Path, weights: str | None = None) -> FeatureExtractor:
+    """Inception v3's last pooling layer (pool3, 2048), trained on ImageNet.
+
+    Images are resized to 299 x 299 (bilinear) and given to it in [-1, 1], the range it expects.
+    These are the weights of `keras.applications`: values differ a little from those in the
+    weights of the first publications on the Frechet distance.
+
+    Args:
+        folder: where features of real images are kept.
+        weights: file of the weights without the top; None for a download, made once.
+
+    Raises:
+        UsageError: if the file cannot be read, or the network is not reached.
+    """
+    key = "inception-v3"
+    if weights is None:
+        _require_download()
+    elif Path(weights).is_file():
+        key += "-" + hashlib.blake2b(Path(weights).read_bytes(), digest_size=6).hexdigest()
+    else:
+        raise UsageError(f"--inception_weights={weights} is not a file.")
+    images = keras.Input((None, None, 3), dtype="uint8", name="images")
+    resized = keras.layers.Resizing(_INCEPTION_SIZE, _INCEPTION_SIZE, dtype="float32")(images)
+    signed = keras.layers.Rescaling(1 / 127.5, -1.0, dtype="float32")(resized)
+    try:
+        with warnings.catch_warnings():
+            # Keras only warns of layers that are left with random weights.
+            warnings.filterwarnings("error", message="Skipping", category=UserWarning)
+            inception = keras.applications.InceptionV3(
+                include_top=False,
+                pooling="avg",
+                weights=weights or "imagenet",
+                input_shape=(_INCEPTION_SIZE, _INCEPTION_SIZE, 3),
+            )
+    except (OSError, ValueError, KeyError, UserWarning) as error:
+        if weights is None:
+            raise RunError(f"Inception's weights cannot be downloaded ({error}).") from error
+        raise UsageError(
+            f"--inception_weights={weights} are not the weights of Inception v3 without its top, "
+            f"as keras.applications has them: {_WEIGHTS_FILE}."
+        ) from error
+    return FeatureExtractor(
+        name="Inception v3 pool3 (2048, keras.applications)"
+        + (f", weights {Path(weights).name}" if weights else ""),
+        network=keras.Model(images, inception(signed)),
+        folder=folder / key,
+    )
+
+
+_WEIGHTS_FILE = _INCEPTION_ADDRESS.rpartition("/")[2]
+
+
+def _require_download() -> None:
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    if (home / "models" / _WEIGHTS_FILE).is_file() or reachable(_INCEPTION_ADDRESS):
+        return
+    raise UsageError(
+        f"Inception's weights are not here and {_INCEPTION_ADDRESS.rpartition('/')[0]} cannot be "
+        f"reached: bring the file {_WEIGHTS_FILE} from there and name it with "
+        "--inception_weights=PATH, or use --features=classifier."
+    )
+
+
+def _build_classifier(side: int, classes: int, seed: int) -> keras.Model:
+    seeds = iter(np.random.SeedSequence([seed, _VERSION]).generate_state(64).tolist())
+
+    def kernel() -> dict:
+        return {"kernel_initializer": keras.initializers.HeNormal(seed=next(seeds))}
+
+    images = keras.Input((side, side, 3), dtype="uint8", name="images")
+    x = keras.layers.Rescaling(1 / 127.5, -1.0, dtype="float32")(images)
+    for block in range(round(math.log2(side / 4))):
+        filters = min(64 * 2**block, 256)
+        x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False, **kernel())(
+            x
+        )
+        x = keras.layers.BatchNormalization(momentum=0.9)(x)
+        x = keras.layers.ReLU()(x)
+    x = keras.layers.Flatten()(x)
+    x = keras.layers.Dense(_WIDTH, activation="relu", name="features", **kernel())(x)
+    x = keras.layers.Dropout(0.5, seed=next(seeds))(x)
+    return keras.Model(images, keras.layers.Dense(classes, name="logits", **kernel())(x))
+
+
+def _train(classifier: keras.Model, train_set: ImageSet, seed: int) -> None:
+    count = len(train_set)
+    batch_size = min(_BATCH, count)
+    steps_per_epoch = count // batch_size
+    epochs = int(np.clip(math.ceil(_IMAGES_TRAINED_ON / count), *_EPOCHS))
+    steps = epochs * steps_per_epoch
+    images, labels = tf.constant(train_set.images), tf.constant(train_set.labels)
+    rows = batches(np.arange(count), batch_size, seed, 0, steps)
+    examples = rows.map(lambda row: (tf.gather(images, row), tf.gather(labels, row))).prefetch(2)
+    classifier.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps)),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    with tqdm(total=steps, desc="training the classifier", disable=None, leave=False) as bar:
+        moved = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
+        classifier.fit(examples, epochs=1, verbose=0, callbacks=[moved], shuffle=False)
+
+
+def _accuracy(classifier: keras.Model, test_set: ImageSet) -> float:
+    predicted = _apply(classifier, test_set.images, "testing the classifier").argmax(axis=1)
+    return float(np.mean(predicted == test_set.labels))
+
+
+def _apply(network: keras.Model, images: np.ndarray, label: str) -> np.ndarray:
+    parts = [
+        np.asarray(network(images[start : start + _BATCH], training=False))
+        for start in tqdm(range(0, len(images), _BATCH), desc=label, disable=None, leave=False)
+    ]
+    return np.concatenate(parts)
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.blake2b(digest_size=6)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> dict[str, np.ndarray] | None:
+    try:
+        with open(file, "rb") as stream, np.load(stream) as arrays:
+            return dict(arrays)
+    except (FileNotFoundError, zipfile.BadZipFile, zlib.error, ValueError, EOFError):
+        return None
+
+
+def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.stem}-{os.getpid()}.npz")
+    np.savez(beside, **arrays)
+    os.replace(beside, file)

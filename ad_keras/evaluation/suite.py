@@ -1,0 +1,551 @@
+"""Everything the paper measures of a model, with each image encoded once."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from ad_keras.data import ImageSet
+from ad_keras.errors import UsageError
+from ad_keras.evaluation.config import METRICS
+from ad_keras.evaluation.distances import distance_ratios
+from ad_keras.evaluation.distribution import density_coverage, fid_from_moments, kid, moments
+from ad_keras.evaluation.features import FeatureExtractor, cached
+from ad_keras.evaluation.latents import encode, encode_occluded
+from ad_keras.evaluation.maps import pca_map, tsne_map
+from ad_keras.evaluation.neighbours import knn_accuracy
+from ad_keras.evaluation.probe import ProbeResult, linear_probe, ridge_probe
+from ad_keras.model import PAD, to_pixels
+from ad_keras.occlusion import occlude, occlusion_mask, sample_occlusion
+
+OF_DREAMS = ("fid", "kid", "density_coverage")
+"""Those that compare dreams with real images, in the features of a network."""
+
+WITHOUT_LABELS = ("pca", "tsne", *OF_DREAMS)
+
+OCCLUDED_SHARES = tuple(round(0.1 * step, 1) for step in range(11))
+TILES = (1, 2, 4, 8)
+
+_NEIGHBOURS = 20
+_LAYER_FEATURES = 4096  # at most; wider layers are average-pooled
+_SAME_CLASS_PAIRS = 1000
+_DIFFERENT_CLASS_PAIRS = 10_000
+_OCCLUDED_PAIRS = 10_000
+_FIGURE_6_OCCLUSION = (0.3, 4)  # probability and tile
+_KID_SUBSETS, _KID_SUBSET_SIZE = 20, 1000
+_BALL_NEIGHBOURS = 5
+_FEWEST_DREAMS = 10
+_MAPPED_BY_TSNE = 2000
+_BATCH = 500
+
+_PROBES_VERSION = 1  # a change of the probes needs a new number, since readings are kept
+
+_PAPER_PROBE = (
+    "softmax readout of the latents, plain SGD (learning rate 0.2, mini-batches of 64, incomplete "
+    "ones dropped, 20 epochs) on all training images, accuracy on all test images"
+)
+_RIDGE_PROBE = (
+    "ridge readout of standardised latents, solved exactly on all training images, its "
+    "regularisation chosen on a tenth of them; accuracy on all test images"
+)
+
+
+def check(metrics: Iterable[str], train_set: ImageSet, test_set: ImageSet, images: int) -> None:
+    """Refuses what cannot be measured on a data set, before anything is computed.
+
+    Args:
+        metrics: of `ad_keras.evaluation.config.METRICS`.
+        train_set: the training images.
+        test_set: the test images.
+        images: how many dreams are compared with as many real images.
+
+    Raises:
+        UsageError: naming the metrics that the data do not suffice for.
+    """
+    metrics = list(metrics)
+    need_labels = [name for name in metrics if name not in WITHOUT_LABELS]
+    if need_labels and (train_set.labels is None or test_set.labels is None):
+        raise UsageError(
+            f"the data set has no labels, which {', '.join(need_labels)} need: choose "
+            f"--metrics={','.join(WITHOUT_LABELS)} or some of them, with --features=inception."
+        )
+    if train_set.class_names != test_set.class_names:
+        raise UsageError(
+            f"the training images are of the classes {', '.join(train_set.class_names) or 'none'} "
+            f"but the test images of {', '.join(test_set.class_names) or 'none'}: they must be "
+            "the same."
+        )
+    if "distances" in metrics:
+        _check_pairs(test_set)
+    count = min(images, len(train_set), len(test_set))
+    if count < _FEWEST_DREAMS and set(OF_DREAMS) & set(metrics):
+        raise UsageError(
+            f"{', '.join(name for name in OF_DREAMS if name in metrics)} would compare {count} "
+            f"dreams with {count} images, but need at least {_FEWEST_DREAMS}."
+        )
+
+
+class Suite:
+    """Measures one model on one data set.
+
+    Latents, readouts and dreams are computed when a metric first needs them, and shared.
+
+    Args:
+        model: trained.
+        train_set: the training images.
+        test_set: the test images.
+        cache: folder of this data set, where readings that depend on the images alone are kept.
+        untrained: encoder with the initial weights, for comparison; None leaves it out.
+        early: the model after the first epochs, whose dreams are compared; None leaves it out.
+        early_epoch: how many epochs that are.
+        features: for the metrics of dreams.
+        images: how many dreams of a kind are compared with as many real images; fewer if the
+            training or test images are.
+        probe_seeds: how many seeds the paper's probe is repeated with.
+        seed: of the probes' order, the masks, the choice of images and pairs, and the noise.
+
+    Raises:
+        UsageError: if the encoder is for images of another size.
+    """
+
+    def __init__(
+        self,
+        model: PAD,
+        train_set: ImageSet,
+        test_set: ImageSet,
+        cache: Path,
+        *,
+        untrained: keras.Model | None = None,
+        early: PAD | None = None,
+        early_epoch: int = 1,
+        features: FeatureExtractor | None = None,
+        images: int = 10_000,
+        probe_seeds: int = 5,
+        seed: int = 0,
+    ) -> None:
+        expected, given = model.encoder.inputs[0].shape[1:], train_set.images.shape[1:]
+        if tuple(expected) != given or given != test_set.images.shape[1:]:
+            raise UsageError(
+                f"the encoder is for images of {expected[0]} x {expected[1]} pixels, but these "
+                f"have {given[0]} x {given[1]}: load the data with image_size={expected[0]}."
+            )
+        self.maps: dict[str, np.ndarray] = {}
+        self._model = model
+        self._train, self._test = train_set, test_set
+        self._cache = cache
+        self._untrained = untrained
+        self._early, self._early_epoch = early, early_epoch
+        self._features = features
+        self._images = min(images, len(train_set), len(test_set))
+        self._requested = images
+        self._probe_seeds = probe_seeds
+        self._seed = seed
+
+    def measure(self, metrics: Sequence[str]) -> dict[str, dict]:
+        """Measures what is asked for.
+
+        Coordinates of `pca` and `tsne`, of the test images [M, 2] (t-SNE: of the first of them),
+        are in `maps` afterwards.
+
+        Args:
+            metrics: of `ad_keras.evaluation.config.METRICS`.
+
+        Returns:
+            By metric, its `protocol` (text, seed and sample sizes) and its `values`, nested
+            dictionaries of numbers and lists of numbers. Accuracies are shares, 0 to 1.
+
+        Raises:
+            UsageError: if the data do not suffice.
+            ValueError: if latents are not finite or have collapsed.
+        """
+        check(metrics, self._train, self._test, self._requested)
+        bar = tqdm([name for name in METRICS if name in metrics], disable=None, leave=False)
+        results = {}
+        for name in bar:
+            bar.set_description(name)
+            protocol, values = getattr(self, f"_measure_{name}")()
+            results[name] = {"protocol": protocol, "values": values}
+        return results
+
+    def _measure_probe(self) -> tuple[dict, dict]:
+        values = {}
+        for name, latents in self._latents.items():
+            readouts = [self._readouts[name]]
+            for offset in _bar(range(1, self._probe_seeds), f"probe of the {name} encoder"):
+                readouts.append(self._probe(linear_probe, latents, seed=self._seed + offset))
+            accuracies = [readout.accuracy for readout in readouts]
+            values[name] = {
+                **_reading(readouts[0]),
+                "mean_of_seeds": float(np.mean(accuracies)),
+                "deviation_of_seeds": float(np.std(accuracies, ddof=1))
+                if len(readouts) > 1
+                else math.nan,
+            }
+        values["pixels"] = self._pixels(linear_probe)
+        text = f"{_PAPER_PROBE}; pixels: of the images in [-1, 1] instead of latents, one seed"
+        return self._protocol(text, probe_seeds=self._probe_seeds), values
+
+    def _measure_ridge_probe(self) -> tuple[dict, dict]:
+        values = {
+            name: _reading(self._probe(ridge_probe, latents))
+            for name, latents in self._latents.items()
+        }
+        values["pixels"] = self._pixels(ridge_probe)
+        text = f"{_RIDGE_PROBE}; pixels: of the images in [-1, 1] instead of latents"
+        return self._protocol(text), values
+
+    def _measure_layers(self) -> tuple[dict, dict]:
+        values, widths = {}, {}
+        encoder = self._model.encoder
+        layers = [layer for layer in encoder.layers if isinstance(layer, keras.layers.LeakyReLU)]
+        for layer in _bar(layers, "probes of the layers"):
+            flat = keras.layers.Flatten()(_pooled(layer.output))
+            network = keras.Model(encoder.input, {"latent": flat})
+            activations = [encode(network, part.images) for part in (self._train, self._test)]
+            name = layer.name.removesuffix("_relu")
+            widths[name] = flat.shape[-1]
+            values[name] = {
+                "probe": self._accuracy(linear_probe, activations),
+                "ridge_probe": self._accuracy(ridge_probe, activations),
+            }
+        latents = self._latents["trained"]
+        widths["latent"] = latents[0].shape[1]
+        values["latent"] = {
+            "probe": self._readouts["trained"].accuracy,
+            "ridge_probe": self._probe(ridge_probe, latents).accuracy,
+        }
+        text = (
+            "both probes on each layer's activations after the rectifier, flattened; those of "
+            f"more than {_LAYER_FEATURES} features average-pooled to at most so many"
+        )
+        return self._protocol(text, features=widths), values
+
+    def _measure_knn(self) -> tuple[dict, dict]:
+        neighbours = min(_NEIGHBOURS, len(self._train))
+        values = {
+            name: knn_accuracy(train, self._train.labels, test, self._test.labels, neighbours)
+            for name, (train, test) in self._latents.items()
+        }
+        text = "majority of the nearest training images by cosine, accuracy on all test images"
+        return self._protocol(text, neighbours=neighbours), values
+
+    def _measure_occlusion(self) -> tuple[dict, dict]:
+        readout, labels = self._readouts["trained"], self._test.labels
+        encoder, images = self._model.encoder, self._test.images
+        # At the ends, tiles of all sizes make the same images.
+        clean = readout.score(self._latents["trained"][1], labels)
+        hidden = encode_occluded(encoder, images[:1], 1.0, 1, self._seed)
+        at_chance = readout.score(np.repeat(hidden, len(labels), axis=0), labels)
+        curves = {f"tile_{tile}": [clean] for tile in TILES}
+        between = [(tile, share) for tile in TILES for share in OCCLUDED_SHARES[1:-1]]
+        for tile, share in _bar(between, "occlusion"):
+            latents = encode_occluded(encoder, images, share, tile, self._seed)
+            curves[f"tile_{tile}"].append(readout.score(latents, labels))
+        for curve in curves.values():
+            curve.append(at_chance)
+        text = (
+            "the paper's probe, trained on clean images, on test images of which each tile is set "
+            "to mid-grey with the given probability; a mask for each image"
+        )
+        return self._protocol(text, probabilities=list(OCCLUDED_SHARES), tiles=list(TILES)), curves
+
+    def _measure_distances(self) -> tuple[dict, dict]:
+        values, sizes = {}, {}
+        for name, (_, test) in self._latents.items():
+            encoder = self._model.encoder if name == "trained" else self._untrained
+            occluded = encode_occluded(encoder, self._test.images, *_FIGURE_6_OCCLUSION, self._seed)
+            ratios = distance_ratios(
+                test,
+                self._test.labels,
+                occluded,
+                same_class_pairs=_SAME_CLASS_PAIRS,
+                different_class_pairs=self._different_pairs,
+                occluded_pairs=_OCCLUDED_PAIRS,
+                seed=self._seed,
+            )
+            figures = dataclasses.asdict(ratios)
+            sizes = {key: figures.pop(key) for key in list(figures) if key.endswith("_pairs")}
+            values[name] = figures
+        probability, tile = _FIGURE_6_OCCLUSION
+        text = (
+            "Euclidean distances of latents of test images, ratios of means; occluded: each tile "
+            f"of {tile} pixels with probability {probability}, a mask for each image"
+        )
+        return self._protocol(text, **sizes), values
+
+    def _measure_pca(self) -> tuple[dict, dict]:
+        values = {}
+        for name, (_, test) in self._latents.items():
+            coordinates, explained = pca_map(test)
+            values[name] = {"explained_variance": explained.tolist()}
+            if name == "trained":
+                self.maps["pca"] = coordinates
+        return self._protocol("first two principal components of the test images' latents"), values
+
+    def _measure_tsne(self) -> tuple[dict, dict]:
+        latents = self._latents["trained"][1][:_MAPPED_BY_TSNE]
+        perplexity = min(30.0, (len(latents) - 1) / 3)
+        self.maps["tsne"] = tsne_map(latents, perplexity=perplexity, seed=self._seed)
+        text = "t-SNE of the first test images' latents: a picture, no figure"
+        return self._protocol(text, mapped=len(latents), perplexity=perplexity), {}
+
+    def _measure_fid(self) -> tuple[dict, dict]:
+        reference = moments(self._reference)
+        return self._dream_protocol("Frechet distance of features"), self._of_dreams(
+            lambda features: fid_from_moments(*reference, *moments(features))
+        )
+
+    def _measure_kid(self) -> tuple[dict, dict]:
+        # Subsets as large as the sets would all be the same.
+        size = min(_KID_SUBSET_SIZE, self._images // 2)
+
+        def distance(features: np.ndarray) -> dict:
+            mean, deviation = kid(
+                self._reference,
+                features,
+                subsets=_KID_SUBSETS,
+                subset_size=size,
+                seed=self._seed,
+            )
+            return {"distance": mean, "deviation_of_subsets": deviation}
+
+        protocol = self._dream_protocol("kernel distance of features, mean over subsets")
+        return {**protocol, "subsets": _KID_SUBSETS, "subset_size": size}, self._of_dreams(distance)
+
+    def _measure_density_coverage(self) -> tuple[dict, dict]:
+        def both(features: np.ndarray) -> dict:
+            density, coverage = density_coverage(self._reference, features, _BALL_NEIGHBOURS)
+            return {"density": density, "coverage": coverage}
+
+        text = "density and coverage of the dreams in the balls around real images' features"
+        return {**self._dream_protocol(text), "neighbours": _BALL_NEIGHBOURS}, self._of_dreams(both)
+
+    @functools.cached_property
+    def _latents(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Latents of training and test images, of each encoder."""
+        encoders = {"trained": self._model.encoder}
+        if self._untrained is not None:
+            encoders["untrained"] = self._untrained
+        return {
+            name: tuple(encode(encoder, part.images) for part in (self._train, self._test))
+            for name, encoder in encoders.items()
+        }
+
+    @functools.cached_property
+    def _readouts(self) -> dict[str, ProbeResult]:
+        """The paper's probe of each encoder, at the first seed."""
+        return {
+            name: self._probe(linear_probe, latents, seed=self._seed)
+            for name, latents in self._latents.items()
+        }
+
+    def _probe(self, probe, features: Sequence[np.ndarray], **options) -> ProbeResult:
+        train, test = features
+        return probe(
+            train,
+            self._train.labels,
+            test,
+            self._test.labels,
+            num_classes=len(self._train.class_names),
+            **{"seed": self._seed, **options},
+        )
+
+    def _accuracy(self, probe, features: Sequence[np.ndarray]) -> float:
+        try:
+            return self._probe(probe, features).accuracy
+        except ValueError:
+            # The paper's learning rate can be too high for features that the KL loss does not
+            # scale; that its weights overflow is a result too.
+            return math.nan
+
+    def _pixels(self, probe) -> dict:
+        """A probe of raw pixels: it depends on the data alone, and takes long."""
+
+        def read() -> dict[str, np.ndarray]:
+            pixels = [
+                part.images.reshape(len(part), -1).astype(np.float32) / 127.5 - 1
+                for part in (self._train, self._test)
+            ]
+            try:
+                reading = _reading(self._probe(probe, pixels))
+            except ValueError:  # as in `_accuracy`
+                classes = len(self._train.class_names)
+                reading = {
+                    "accuracy": math.nan,
+                    "per_class_accuracy": np.full(classes, math.nan),
+                    "confusion": np.full((classes, classes), math.nan),
+                }
+            return {name: np.asarray(value) for name, value in reading.items()}
+
+        file = self._cache / f"pixels-{probe.__name__}-v{_PROBES_VERSION}-seed{self._seed}.npz"
+        return {name: value.tolist() for name, value in cached(file, read).items()}
+
+    @functools.cached_property
+    def _choice(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers of the training images for reference and as memories, and of test images."""
+        rng = np.random.default_rng(self._seed)
+        train, test = rng.permutation(len(self._train)), rng.permutation(len(self._test))
+        count = self._images
+        # Memories are other images than those of the reference, as far as there are others.
+        return train[:count], np.roll(train, -count)[:count], test[:count]
+
+    @functools.cached_property
+    def _reference(self) -> np.ndarray:
+        return self._features.of_reference(self._train.images[self._choice[0]])
+
+    @functools.cached_property
+    def _dream_features(self) -> dict[str, dict[str, np.ndarray]]:
+        _, memories, perceived = self._choice
+        models = {"late": self._model}
+        if self._early is not None:
+            models = {"early": self._early, "late": self._model}
+        features = {}
+        for time, model in models.items():
+            if time == "late":
+                train, test = self._latents["trained"]
+                latents = (train[memories], test[perceived])
+            else:
+                latents = (
+                    encode(model.encoder, self._train.images[memories]),
+                    encode(model.encoder, self._test.images[perceived]),
+                )
+            features[time] = {
+                name: self._features(images, f"features of {time} {name.replace('_', ' ')}")
+                for name, images in dreams(model, *latents, self._seed).items()
+            }
+        return features
+
+    @functools.cached_property
+    def _test_features(self) -> np.ndarray:
+        return self._features(self._test.images[self._choice[2]], "features of test images")
+
+    def _of_dreams(self, measure) -> dict:
+        values = {
+            time: {name: measure(features) for name, features in kinds.items()}
+            for time, kinds in self._dream_features.items()
+        }
+        return {**values, "test_images": measure(self._test_features)}
+
+    @property
+    def _different_pairs(self) -> int:
+        return min(_DIFFERENT_CLASS_PAIRS, _pairs_of_different_classes(self._test.labels))
+
+    def _protocol(self, text: str, **details) -> dict:
+        return {
+            "text": text,
+            "train_images": len(self._train),
+            "test_images": len(self._test),
+            "seed": self._seed,
+            **details,
+        }
+
+    def _dream_protocol(self, text: str) -> dict:
+        settings = self._model.get_config()
+        low, high = settings["occlusion_range"]
+        smallest, largest = settings["tile_range"]
+        replayed = "REM's mixtures" if settings["nrem_mixed"] else "training images' latents"
+        mixing = f"lambda {settings['mix_recent']}, lambda' {settings['mix_memories']}"
+        protocol = {
+            "text": f"{text}; real training images against as many of each kind",
+            "reconstructions": "of test images",
+            "nrem_replayed": f"generated from {replayed}",
+            "nrem": f"the same, occluded: probability {low} to {high}, tiles of {smallest} to "
+            f"{largest} pixels, a mask for each image",
+            "rem": f"generated from mixtures of two training images' latents and noise ({mixing}), "
+            "whether or not the run had a REM phase",
+            "test_images": "real ones: the floor",
+            "images": self._images,
+            "seed": self._seed,
+            "features": self._features.name,
+        }
+        return protocol | ({"early_epoch": self._early_epoch} if self._early is not None else {})
+
+
+def dreams(model: PAD, memories: np.ndarray, perceived: np.ndarray, seed: int) -> dict:
+    """What a generator makes of latents.
+
+    Args:
+        model: trained.
+        memories: [N, latent_dim], latents of training images in random order.
+        perceived: [M, latent_dim], latents of images to rebuild.
+        seed: of occlusions and noise.
+
+    Returns:
+        `reconstructions` uint8 [M, H, W, C], `nrem_replayed`, `nrem` (occluded as in training,
+        each image by a mask of its own) and `rem`, each uint8 [N, H, W, C].
+    """
+    settings = model.get_config()
+    # Each memory is mixed with its neighbour.
+    mixed = model.mix(memories, np.roll(memories, 1, axis=0), [seed, 0])
+    replayed = _generate(model, mixed if settings["nrem_mixed"] else memories)
+    return {
+        "reconstructions": to_pixels(_generate(model, perceived)).numpy(),
+        "nrem_replayed": to_pixels(replayed).numpy(),
+        "nrem": _occluded(replayed, settings, seed),
+        "rem": to_pixels(_generate(model, mixed)).numpy(),
+    }
+
+
+def _generate(model: PAD, latents: np.ndarray | tf.Tensor) -> np.ndarray:
+    parts = [
+        model.generator(latents[start : start + _BATCH]) for start in range(0, len(latents), _BATCH)
+    ]
+    return tf.concat(parts, axis=0).numpy()
+
+
+def _occluded(images: np.ndarray, settings: dict, seed: int) -> np.ndarray:
+    parts = []
+    for number, start in enumerate(range(0, len(images), _BATCH)):
+        part = images[start : start + _BATCH]
+        keys = tf.random.split(tf.constant([seed, number], tf.int64), 2)
+        probabilities, tiles = sample_occlusion(
+            keys[0], len(part), settings["occlusion_range"], settings["tile_range"]
+        )
+        mask = occlusion_mask(keys[1], probabilities, tiles, *part.shape[1:3])
+        parts.append(to_pixels(occlude(part, mask)).numpy())
+    return np.concatenate(parts)
+
+
+def _pooled(activations: keras.KerasTensor) -> keras.KerasTensor:
+    """[B, H, W, C], average-pooled until it has few enough features."""
+    _, height, width, channels = activations.shape
+    factor = 1
+    while (height // factor) * (width // factor) * channels > _LAYER_FEATURES and factor < height:
+        factor *= 2
+    return activations if factor == 1 else keras.layers.AveragePooling2D(factor)(activations)
+
+
+def _reading(result: ProbeResult) -> dict:
+    reading = {
+        "accuracy": result.accuracy,
+        "per_class_accuracy": result.per_class_accuracy.tolist(),
+        "confusion": result.confusion.tolist(),
+    }
+    return reading if result.alpha is None else {**reading, "alpha": result.alpha}
+
+
+def _check_pairs(test_set: ImageSet) -> None:
+    needed = math.ceil((1 + math.sqrt(1 + 8 * _SAME_CLASS_PAIRS)) / 2)
+    counts = np.bincount(test_set.labels, minlength=len(test_set.class_names))
+    fewest = int(counts.argmin())
+    if counts[fewest] < needed:
+        raise UsageError(
+            f"class '{test_set.class_names[fewest]}' has {counts[fewest]} test images, too few for "
+            f"the {_SAME_CLASS_PAIRS} pairs of distances: it needs {needed}, or leave distances "
+            "out of --metrics."
+        )
+
+
+def _pairs_of_different_classes(labels: np.ndarray) -> int:
+    counts = np.bincount(labels)
+    return int((len(labels) ** 2 - np.sum(counts**2)) // 2)
+
+
+def _bar(items: Iterable, label: str) -> tqdm:
+    return tqdm(items, desc=label, disable=None, leave=False)

@@ -1,0 +1,1 @@
+"""The paper's results from scratch: trains its conditions, measures them, writes the report."""

@@ -1,0 +1,158 @@
+"""What a reproduction is told."""
+
+import dataclasses
+import difflib
+from pathlib import Path
+
+from ad_keras.cli import flag
+from ad_keras.config import CONDITIONS, Config
+from ad_keras.errors import UsageError
+from ad_keras.evaluation.config import EvaluateConfig
+
+TABLE_1 = ("full", "no_memory_mix", "no_rem", "no_nrem", "wake_only")
+"""The conditions that the paper's Table 1 compares, in its order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReproduceConfig:
+    """Trains the missing runs of the paper's conditions, measures all, and writes one report.
+
+    Raises:
+        UsageError: one line that names the flag, its value, and what it may be.
+    """
+
+    dataset: str = flag("synth_digits", "Data", "as for training; it needs labels")
+    data_dir: str | None = flag(
+        None, "Data", "folder of prepared TensorFlow Datasets (default: ~/tensorflow_datasets)"
+    )
+    image_size: int = flag(32, "Data", "side of the images in pixels: 32, 64 or 128")
+    train_examples: int = flag(0, "Data", "train on only so many images (0: all)")
+
+    conditions: tuple[str, ...] = flag(
+        TABLE_1, "Runs", f"which to compare, of {', '.join(CONDITIONS)}"
+    )
+    seeds: tuple[str, ...] = flag(
+        ("0",), "Runs", "a run of each condition for each seed; several give standard errors"
+    )
+    epochs: int = flag(50, "Runs", "passes over the training images")
+    batch_size: int = flag(64, "Runs", "images of a mini-batch")
+    latent_dim: int = flag(256, "Runs", "size of the latent")
+    base_filters: int = flag(64, "Runs", "filters of the first convolution; each block doubles")
+    precision: str = flag(
+        "float32", "Runs", "of the networks in training", ("float32", "mixed_bfloat16")
+    )
+    probe_every: int = flag(1, "Runs", "epochs between the probes of Figure 4")
+
+    images: int = flag(10_000, "Measurements", "dreams of a kind compared with real images")
+    probe_seeds: int = flag(5, "Measurements", "seeds that the paper's probe is averaged over")
+    features: str = flag(
+        "classifier",
+        "Measurements",
+        "in which dreams are compared: of a classifier trained on the same labels (once), or of "
+        "Inception v3",
+        ("classifier", "inception"),
+    )
+    inception_weights: str | None = flag(
+        None, "Measurements", "file of Inception's weights without its top (default: a download)"
+    )
+
+    runs_dir: str = flag(
+        "runs",
+        "Folders",
+        "of the runs: <data set>[-<condition>][-seed<N>], where nothing stands for the full "
+        "model and seed 0; finished ones are reused, others continued",
+    )
+    saved_models_dir: str = flag("saved_models", "Folders", "of the exported networks")
+    output_dir: str | None = flag(
+        None, "Folders", "for report.html, report.md, pictures/ (default: runs/<data set>-report)"
+    )
+    cache_dir: str = flag(
+        "~/.cache/ad_keras", "Folders", "for the classifier and features of real images"
+    )
+    dry_run: bool = flag(
+        False, "Folders", "only say what would be trained and how long it would take"
+    )
+
+    def __post_init__(self):
+        for name in self.conditions:
+            if name not in CONDITIONS:
+                near = difflib.get_close_matches(name, CONDITIONS, n=2) or list(CONDITIONS)
+                raise UsageError(
+                    f"--conditions={name} is not a condition. Did you mean {' or '.join(near)}?"
+                )
+        for seed in self.seeds:
+            if not (seed.isascii() and seed.isdigit()):
+                raise UsageError(f"--seeds={seed} is not possible: seeds are whole numbers from 0.")
+        for name, values in (("conditions", self.conditions), ("seeds", self.seed_numbers)):
+            if not values:
+                raise UsageError(f"--{name} is empty: name at least one.")
+            if len(set(values)) < len(values):
+                shown = ",".join(map(str, values))
+                raise UsageError(f"--{name}={shown} names one of them twice.")
+        # These check the other values.
+        self.run_config(self.conditions[0], self.seed_numbers[0])
+        self.evaluate_config("checked")
+
+    @property
+    def seed_numbers(self) -> tuple[int, ...]:
+        """The seeds as numbers."""
+        return tuple(map(int, self.seeds))
+
+    @property
+    def report_path(self) -> Path:
+        """The folder of the report."""
+        if self.output_dir:
+            return Path(self.output_dir)
+        return Path(self.runs_dir) / f"{self._plain_name('full', 0)}-report"
+
+    def run_config(self, condition: str, seed: int) -> Config:
+        """The training run of a condition and a seed, in its folder.
+
+        Args:
+            condition: of `ad_keras.config.CONDITIONS`.
+            seed: of the run.
+        """
+        name = self._plain_name(condition, seed)
+        return Config(
+            **self._shape(condition, seed),
+            run_dir=str(Path(self.runs_dir) / name),
+            saved_model_dir=str(Path(self.saved_models_dir) / name),
+        )
+
+    def evaluate_config(self, run_dir: str) -> EvaluateConfig:
+        """How a run is measured.
+
+        Args:
+            run_dir: folder of the run.
+        """
+        return EvaluateConfig(
+            run_dir=(run_dir,),
+            dataset=self.dataset,
+            data_dir=self.data_dir,
+            images=self.images,
+            features=self.features,
+            inception_weights=self.inception_weights,
+            probe_seeds=self.probe_seeds,
+            cache_dir=self.cache_dir,
+        )
+
+    def _plain_name(self, condition: str, seed: int) -> str:
+        """What training calls the run by itself, and the seed, which it leaves out."""
+        name = Config(**self._shape(condition, seed)).run_path.name
+        return f"{name}-seed{seed}" if seed else name
+
+    def _shape(self, condition: str, seed: int) -> dict:
+        return {
+            "dataset": self.dataset,
+            "data_dir": self.data_dir,
+            "image_size": self.image_size,
+            "train_examples": self.train_examples,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "latent_dim": self.latent_dim,
+            "base_filters": self.base_filters,
+            "precision": self.precision,
+            "probe_every": self.probe_every,
+            "seed": seed,
+            **CONDITIONS[condition],
+        }

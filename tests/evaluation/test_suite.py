@@ -1,0 +1,264 @@
+"""Tests of the metrics of a model, against the functions they are made of."""
+
+import keras
+import numpy as np
+import pytest
+
+from ad_keras import PAD, build_encoder, build_generator
+from ad_keras.data import ImageSet
+from ad_keras.errors import UsageError
+from ad_keras.evaluation import suite
+from ad_keras.evaluation.config import METRICS
+from ad_keras.evaluation.distances import distance_ratios
+from ad_keras.evaluation.distribution import density_coverage, fid
+from ad_keras.evaluation.features import FeatureExtractor
+from ad_keras.evaluation.latents import encode, encode_occluded
+from ad_keras.evaluation.maps import pca_map
+from ad_keras.evaluation.neighbours import knn_accuracy
+from ad_keras.evaluation.probe import linear_probe, ridge_probe
+from ad_keras.evaluation.suite import Suite, check, dreams
+
+SIZE, LATENT = 16, 12
+
+
+def coloured(count: int, seed: int) -> ImageSet:
+    """Images of one bright channel each, with noise: three classes that any probe can tell."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    images = rng.integers(0, 100, (count, SIZE, SIZE, 3))
+    images[np.arange(count), :, :, labels] += 150
+    return ImageSet(images.astype(np.uint8), labels, ("red", "green", "blue"))
+
+
+def a_model(seed: int) -> PAD:
+    shape = {"image_size": SIZE, "latent_dim": LATENT, "base_filters": 4, "seed": seed}
+    model = PAD(build_encoder(**shape), build_generator(**shape), batch_size=8)
+    rng = np.random.default_rng(seed)
+    for network in (model.encoder, model.generator):
+        network.set_weights([rng.normal(0, 0.15, w.shape) for w in network.get_weights()])
+    return model
+
+
+def mean_colours(folder) -> FeatureExtractor:
+    images = keras.Input((SIZE, SIZE, 3), dtype="uint8")
+    scaled = keras.layers.Rescaling(1 / 255)(images)
+    pooled = keras.layers.Flatten()(keras.layers.AveragePooling2D(8)(scaled))
+    return FeatureExtractor("mean colours", keras.Model(images, pooled), folder)
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return a_model(0), a_model(1), coloured(180, 0), coloured(150, 1)
+
+
+@pytest.fixture(scope="module")
+def measured(subject, tmp_path_factory):
+    model, early, train, test = subject
+    folder = tmp_path_factory.mktemp("cache")
+    measured = Suite(
+        model,
+        train,
+        test,
+        folder,
+        untrained=early.encoder,
+        early=early,
+        features=mean_colours(folder),
+        images=100,
+        probe_seeds=3,
+        seed=5,
+    )
+    return measured.measure(list(METRICS)), measured.maps
+
+
+@pytest.fixture(scope="module")
+def latents(subject):
+    model, _, train, test = subject
+    return encode(model.encoder, train.images), encode(model.encoder, test.images)
+
+
+def probed(probe, latents, subject, **options):
+    _, _, train, test = subject
+    return probe(latents[0], train.labels, latents[1], test.labels, num_classes=3, **options)
+
+
+def test_probe_is_the_papers_at_several_seeds(measured, latents, subject):
+    found = measured[0]["probe"]["values"]["trained"]
+    expected = [probed(linear_probe, latents, subject, seed=seed) for seed in (5, 6, 7)]
+    accuracies = [result.accuracy for result in expected]
+    assert found["accuracy"] == accuracies[0]
+    assert found["confusion"] == expected[0].confusion.tolist()
+    assert found["per_class_accuracy"] == expected[0].per_class_accuracy.tolist()
+    assert found["mean_of_seeds"] == pytest.approx(np.mean(accuracies))
+    assert found["deviation_of_seeds"] == pytest.approx(np.std(accuracies, ddof=1))
+
+
+def test_ridge_probe_compares_trained_untrained_and_pixels(measured, latents, subject):
+    values = measured[0]["ridge_probe"]["values"]
+    expected = probed(ridge_probe, latents, subject, seed=5)
+    assert values["trained"]["accuracy"] == expected.accuracy
+    assert values["trained"]["alpha"] == expected.alpha
+    assert set(values) == {"trained", "untrained", "pixels"}
+    assert values["pixels"]["accuracy"] == 1.0  # one channel tells the class
+
+
+def test_neighbours_and_principal_components_are_of_the_latents(measured, latents, subject):
+    _, _, train, test = subject
+    results, maps = measured
+    expected = knn_accuracy(latents[0], train.labels, latents[1], test.labels, 20)
+    assert results["knn"]["values"]["trained"] == expected
+    coordinates, explained = pca_map(latents[1])
+    np.testing.assert_allclose(maps["pca"], coordinates)
+    assert results["pca"]["values"]["trained"]["explained_variance"] == explained.tolist()
+    assert maps["tsne"].shape == (150, 2)
+
+
+def test_occlusion_curves_go_from_the_clean_accuracy_to_chance(measured, latents, subject):
+    results, _ = measured
+    clean = results["probe"]["values"]["trained"]["accuracy"]
+    curves = results["occlusion"]["values"]
+    assert set(curves) == {"tile_1", "tile_2", "tile_4", "tile_8"}
+    for curve in curves.values():
+        assert len(curve) == 11
+        assert curve[0] == clean
+        assert curve[10] == pytest.approx(1 / 3)  # one answer to all of three equal classes
+    model, _, _, test = subject
+    occluded = encode_occluded(model.encoder, test.images, 0.3, 4, 5)
+    readout = probed(linear_probe, latents, subject, seed=5)
+    assert curves["tile_4"][3] == readout.score(occluded, test.labels)
+
+
+def test_latents_of_images_that_are_not_occluded_are_those_of_the_images(latents, subject):
+    model, _, _, test = subject
+    np.testing.assert_array_equal(
+        encode_occluded(model.encoder, test.images, 0.0, 4, 5), latents[1]
+    )
+
+
+def test_distances_are_those_of_figure_6(measured, latents, subject):
+    model, _, _, test = subject
+    occluded = encode_occluded(model.encoder, test.images, 0.3, 4, 5)
+    expected = distance_ratios(
+        latents[1], test.labels, occluded, different_class_pairs=7500, seed=5
+    )  # 3 * 50 * 50 pairs are all there are
+    found = measured[0]["distances"]
+    assert found["values"]["trained"]["intra_inter_ratio"] == expected.intra_inter_ratio
+    assert found["values"]["trained"]["occluded_inter_ratio"] == expected.occluded_inter_ratio
+    assert found["protocol"]["inter_class_pairs"] == 7500
+
+
+def test_dreams_are_compared_with_as_many_real_images(measured, subject, tmp_path):
+    model, _, train, test = subject
+    results, _ = measured
+    rng = np.random.default_rng(5)
+    order, perceived = rng.permutation(180), rng.permutation(150)[:100]
+    memories = np.roll(order, -100)[:100]
+    features = mean_colours(tmp_path)
+    real = features(train.images[order[:100]])
+    pictures = dreams(
+        model,
+        encode(model.encoder, train.images[memories]),
+        encode(model.encoder, test.images[perceived]),
+        5,
+    )
+    assert set(pictures) == set(results["fid"]["values"]["late"])
+    for name, images in pictures.items():
+        found = results["fid"]["values"]["late"][name]
+        assert found == pytest.approx(fid(real, features(images)), rel=1e-3)
+    density, coverage = density_coverage(real, features(pictures["rem"]), 5)
+    both = results["density_coverage"]["values"]["late"]["rem"]
+    assert (both["density"], both["coverage"]) == pytest.approx((density, coverage), abs=0.01)
+    floor = fid(real, features(test.images[perceived]))
+    assert results["fid"]["values"]["test_images"] == pytest.approx(floor, rel=1e-3)
+    assert results["fid"]["protocol"]["images"] == 100
+    assert results["fid"]["protocol"]["features"] == "mean colours"
+
+
+def test_real_images_are_closer_to_real_ones_than_the_dreams_of_random_networks(measured):
+    for metric in ("fid", "kid"):
+        values = measured[0][metric]["values"]
+        for time in ("early", "late"):
+            for dream in values[time].values():
+                figures = (dream, values["test_images"])
+                if metric == "kid":
+                    figures = tuple(figure["distance"] for figure in figures)
+                assert figures[0] > figures[1]
+
+
+def test_every_layer_is_probed(measured, subject):
+    found = measured[0]["layers"]
+    assert list(found["values"]) == ["trunk_0", "trunk_1", "latent"]
+    assert found["protocol"]["features"]["trunk_0"] == 8 * 8 * 4
+    assert found["values"]["trunk_0"]["ridge_probe"] > 0.9
+    latent = found["values"]["latent"]["probe"]
+    assert latent == measured[0]["probe"]["values"]["trained"]["accuracy"]
+
+
+def test_wide_layers_are_pooled(subject, tmp_path, monkeypatch):
+    model, _, train, test = subject
+    monkeypatch.setattr(suite, "_LAYER_FEATURES", 100)
+    found = Suite(model, train, test, tmp_path).measure(["layers"])["layers"]
+    widths = {"trunk_0": 4 * 4 * 4, "trunk_1": 2 * 2 * 8, "latent": LATENT}
+    assert found["protocol"]["features"] == widths  # of 8 * 8 * 4 and 4 * 4 * 8
+
+
+def test_dreams_are_pixels_and_nrem_occludes_the_replayed(subject):
+    model, _, train, _ = subject
+    latents = encode(model.encoder, train.images)
+    found = dreams(model, latents, latents, 0)
+    for images in found.values():
+        assert images.shape == (180, SIZE, SIZE, 3)
+        assert images.dtype == np.uint8
+    np.testing.assert_array_equal(found["reconstructions"], found["nrem_replayed"])
+    grey = (found["nrem"] == 128).all(axis=-1)
+    np.testing.assert_array_equal(found["nrem"][~grey], found["nrem_replayed"][~grey])
+    assert 0.3 < grey.mean() < 0.7
+
+
+def test_pixels_are_probed_once_for_a_data_set(subject, tmp_path, monkeypatch):
+    model, _, train, test = subject
+    first = Suite(model, train, test, tmp_path, seed=1).measure(["ridge_probe"])
+    assert len(list(tmp_path.glob("pixels-ridge_probe-v1-seed1.npz"))) == 1
+    second = Suite(model, train, test, tmp_path, seed=1).measure(["ridge_probe"])
+    assert first == second
+
+
+def test_only_latents_are_needed_without_a_comparison(subject, tmp_path):
+    model, _, train, test = subject
+    found = Suite(model, train, test, tmp_path).measure(["pca", "knn"])
+    assert list(found) == ["knn", "pca"]
+    assert set(found["knn"]["values"]) == {"trained"}
+
+
+def test_images_of_another_size_are_refused(subject, tmp_path):
+    model, _, train, test = subject
+    halves = ImageSet(train.images[:, ::2, ::2], train.labels, train.class_names)
+    with pytest.raises(UsageError, match=r"16 x 16 pixels.*8 x 8"):
+        Suite(model, halves, test, tmp_path)
+
+
+def test_metrics_that_need_labels_are_named(subject):
+    _, _, train, test = subject
+    bare = ImageSet(train.images, None, ())
+    with pytest.raises(UsageError, match=r"no labels, which probe, knn need"):
+        check(["probe", "pca", "knn"], bare, ImageSet(test.images, None, ()), 100)
+
+
+def test_a_class_with_too_few_images_is_named(subject):
+    _, _, train, test = subject
+    kept = np.flatnonzero((test.labels != 1) | (np.arange(len(test)) < 60))
+    few = ImageSet(test.images[kept], test.labels[kept], test.class_names)
+    with pytest.raises(UsageError, match=r"class 'green' has 20 test images.*needs 46"):
+        check(["distances"], train, few, 100)
+
+
+def test_different_classes_of_training_and_test_images_are_refused(subject):
+    _, _, train, test = subject
+    other = ImageSet(test.images, test.labels, ("red", "green"))
+    with pytest.raises(UsageError, match="must be the same"):
+        check(["probe"], train, other, 100)
+
+
+def test_too_few_images_for_dreams_are_refused(subject):
+    _, _, train, test = subject
+    with pytest.raises(UsageError, match="fid would compare 5 dreams"):
+        check(["fid"], train, test, 5)
