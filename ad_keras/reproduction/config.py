@@ -42,6 +42,7 @@ class ReproduceConfig:
         "float32", "Runs", "of the networks in training", ("float32", "mixed_bfloat16")
     )
     probe_every: int = flag(1, "Runs", "epochs between the probes of Figure 4")
+    dream_every: int = flag(1, "Runs", "epochs between picture grids in TensorBoard (0: none)")
 
     images: int = flag(10_000, "Measurements", "dreams of a kind compared with real images")
     probe_seeds: int = flag(5, "Measurements", "seeds that the paper's probe is averaged over")
@@ -153,6 +154,7 @@ class ReproduceConfig:
             "base_filters": self.base_filters,
             "precision": self.precision,
             "probe_every": self.probe_every,
+            "dream_every": self.dream_every,
             "seed": seed,
             **CONDITIONS[condition],
         }
