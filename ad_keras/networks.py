@@ -1,9 +1,8 @@
 """The three networks of the paper: encoder with discriminator head, and generator.
 
 Architecture, initialisation and sizes follow Deperrois et al. (2022), eLife 11:e76384, Methods.
-There are no normalisation layers. All layers are built-in, so saved networks load without this
-package. Convolutions between 4x4 and 1x1 maps are written as matrix products: the same
-mathematics, and faster.
+There are no normalisation layers. Convolutions between 4x4 and 1x1 maps are written as matrix
+products: the same mathematics, and faster.
 """
 
 import math
@@ -11,6 +10,8 @@ from collections.abc import Iterator
 
 import keras
 import numpy as np
+
+from ad_keras.layers import Convolution, Projection, TransposedConvolution
 
 _KERNEL = 4  # side of every convolution kernel, and of the smallest feature map
 _SLOPE = 0.2  # of the leaky rectifier for negative values
@@ -46,7 +47,7 @@ def build_encoder(
     features = images
     for block in range(_blocks(image_size)):
         fan_in = _KERNEL**2 * features.shape[-1]
-        features = keras.layers.Conv2D(
+        features = Convolution(
             base_filters * 2**block,
             _KERNEL,
             strides=2,
@@ -98,7 +99,7 @@ def build_generator(
     # A transposed convolution of a 1x1 map is this product; its bias is one number a channel. The
     # uniform range of a transposed convolution's bias follows the kernel's output side, as in the
     # reference (PyTorch counts the fan of the transposed kernel).
-    features = keras.layers.EinsumDense(
+    features = Projection(
         "bz,zhwc->bhwc",
         output_shape=(_KERNEL, _KERNEL, widths[0]),
         bias_axes="c",
@@ -108,7 +109,7 @@ def build_generator(
     )(latent)
     for block, filters in enumerate(widths[1:]):
         features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"relu_{block}")(features)
-        features = keras.layers.Conv2DTranspose(
+        features = TransposedConvolution(
             filters,
             _KERNEL,
             strides=2,

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from ad_keras.errors import UsageError
+from ad_keras.layers import builtin
 from ad_keras.model import PAD, to_pixels
 
 _PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy")
@@ -133,13 +134,14 @@ def _float32(generator: keras.Model) -> keras.Model:
 
 
 def _rebuild(network: keras.Model, inputs: keras.KerasTensor) -> dict | keras.KerasTensor:
-    """Applies float32 copies of a network's layers to another input.
+    """Applies built-in float32 copies of a network's layers to another input.
 
-    Without nesting, a model that uses one output only holds no weights of the other.
+    Without this package's layers, what is saved loads without it; without nesting, a model that
+    uses one output only holds no weights of the other.
     """
     tensors = {id(network.inputs[0]): inputs}
     for layer in network.layers[1:]:
-        copy = type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+        copy = builtin(layer).from_config({**layer.get_config(), "dtype": "float32"})
         tensors[id(layer.output)] = copy(tensors[id(layer.input)])
     return keras.tree.map_structure(lambda tensor: tensors[id(tensor)], network.output)
 
