@@ -8,7 +8,8 @@ import tensorflow as tf
 class Hippocampus(keras.layers.Layer):
     """Keeps the latents of one mini-batch until the next REM phase recalls them.
 
-    Its content is two weights, so that checkpoints and saved models hold it.
+    Its content is two weights, so that checkpoints and saved models hold it. With several
+    replicas, each keeps the latents of the whole mini-batch.
 
     Args:
         capacity: the most latents that can be stored at a time.
@@ -20,10 +21,19 @@ class Hippocampus(keras.layers.Layer):
         self.capacity = capacity
         self.latent_dim = latent_dim
         self.latents = self.add_weight(
-            shape=(capacity, latent_dim), initializer="zeros", trainable=False, name="latents"
+            shape=(capacity, latent_dim),
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+            name="latents",
         )
         self.stored = self.add_weight(
-            shape=(), initializer="zeros", dtype="int32", trainable=False, name="stored"
+            shape=(),
+            initializer="zeros",
+            dtype="int32",
+            trainable=False,
+            aggregation="only_first_replica",
+            name="stored",
         )
         self.built = True
 

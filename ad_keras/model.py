@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from ad_keras import losses
+from ad_keras import losses, replicas
 from ad_keras.hippocampus import Hippocampus
 from ad_keras.occlusion import occlude, occlusion_mask, sample_occlusion
 from ad_keras.optimizers import FusedAdam
@@ -107,7 +107,12 @@ class PAD(keras.Model):
             "occlusion_per_image": occlusion_per_image,
         }
         self.step = self.add_weight(
-            shape=(), initializer="zeros", dtype="int64", trainable=False, name="step"
+            shape=(),
+            initializer="zeros",
+            dtype="int64",
+            trainable=False,
+            aggregation="only_first_replica",
+            name="step",
         )
         names = ["wake/reconstruction_loss", "wake/kl_loss"]
         if external_weight:
@@ -116,7 +121,7 @@ class PAD(keras.Model):
             names += ["nrem/latent_loss"]
         if "rem" in phases:
             names += ["rem/discriminator_loss", "rem/external_probability"]
-        self._means = {name: keras.metrics.Mean(name.replace("/", "_")) for name in names}
+        self._means = {name: _GlobalMean(name.replace("/", "_")) for name in names}
         self.built = True
 
     def compile(
@@ -133,6 +138,11 @@ class PAD(keras.Model):
             generator_optimizer: of the generator, likewise.
             **kwargs: `run_eagerly`, `jit_compile`, `steps_per_execution` of `keras.Model.compile`.
         """
+        if replicas.count() > 1 and kwargs.get("steps_per_execution", 1) > 1:
+            raise ValueError(
+                f"steps_per_execution={kwargs['steps_per_execution']} does not work in Keras with "
+                f"{replicas.count()} replicas: leave it at 1."
+            )
         super().compile(optimizer=None, **kwargs)
         self.encoder_optimizer = _optimizer(encoder_optimizer)
         self.generator_optimizer = _optimizer(generator_optimizer)
@@ -161,13 +171,17 @@ class PAD(keras.Model):
     def train_step(self, data) -> dict[str, tf.Tensor]:
         """One cycle of wake, NREM and REM, each with its own gradients and optimizer steps.
 
+        With several replicas, each runs this on its part of the mini-batch, and what comes out is
+        the same (to rounding) as with one: see `ad_keras.replicas`.
+
         Args:
             data: images [B, H, W, C], uint8, or float in [-1, 1]; labels beside them are ignored.
         """
         images = self._images(data)
         latents = self.wake(images)
-        recalled = self.hippocampus.recall(latents)
-        self.hippocampus.store(latents)
+        memories = replicas.gather(latents)
+        recalled = replicas.own(self.hippocampus.recall(memories))
+        self.hippocampus.store(memories)
         for phase in self._settings["phases"][1:]:
             if phase == "nrem":
                 self.nrem(latents, recalled)
@@ -237,7 +251,7 @@ class PAD(keras.Model):
         images = self._images(data)
         batch = tf.cast(self._means["wake/kl_loss"].count, tf.int64)
         _, latents = self._wake_loss(images, self._key("wake", ~batch))
-        neighbours = tf.roll(latents, 1, axis=0)
+        neighbours = replicas.own(tf.roll(replicas.gather(latents), 1, axis=0))
         if "nrem" in self._settings["phases"]:
             self._nrem_loss(latents, neighbours, self._key("nrem", ~batch))
         if "rem" in self._settings["phases"]:
@@ -258,12 +272,16 @@ class PAD(keras.Model):
             [B, latent_dim].
         """
         recent, memories = self._settings["mix_recent"], self._settings["mix_memories"]
-        noise = tf.random.stateless_normal(tf.shape(latents), key)
+        noise = _noise(latents, key)
         return memories * (recent * latents + (1 - recent) * recalled) + (1 - memories) * noise
 
     def get_metrics_result(self) -> dict[str, tf.Tensor]:
         """The means since the epoch's start, by phase: `wake/kl_loss`, `nrem/latent_loss`, ..."""
-        return {name: mean.result() for name, mean in self._means.items()}
+        means = {name: mean.result() for name, mean in self._means.items()}
+        if _runs_in_a_worker():
+            # Keras reduces what the workers return along an axis (tensorflow#72388).
+            return {name: mean[None] for name, mean in means.items()}
+        return means
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments, networks included."""
@@ -305,15 +323,14 @@ class PAD(keras.Model):
         outputs = self.encoder(images, training=True)
         latents = remembered = outputs["latent"]
         if self._settings["wake_noise_variance"]:
-            deviation = self._settings["wake_noise_variance"] ** 0.5
-            remembered += tf.random.stateless_normal(tf.shape(latents), key, stddev=deviation)
+            remembered += self._settings["wake_noise_variance"] ** 0.5 * _noise(latents, key)
         rebuilt = self.generator(remembered, training=True)
         loss = self._weigh("wake/reconstruction_loss", losses.reconstruction_loss(images, rebuilt))
-        loss += self._weigh("wake/kl_loss", losses.kl_loss(latents))
+        loss += self._weigh("wake/kl_loss", losses.kl_loss(replicas.gather(latents)))
         if self._settings["external_weight"]:
             logits = outputs["external_logit"]
             loss += self._weigh("wake/discriminator_loss", losses.external_loss(logits))
-            self._means["wake/external_probability"].update_state(tf.sigmoid(logits))
+            self._means["wake/external_probability"].update_state(_mean_probability(logits))
         return loss, latents
 
     def _nrem_loss(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
@@ -321,24 +338,29 @@ class PAD(keras.Model):
         if self._settings["nrem_mixed"]:
             latents = self.mix(latents, recalled, keys[2])
         dreams = tf.stop_gradient(self.generator(latents, training=True))
-        masks = tf.shape(dreams)[0] if self._settings["occlusion_per_image"] else 1
+        per_image = self._settings["occlusion_per_image"]
+        masks = tf.shape(dreams)[0] * replicas.count() if per_image else 1
         probabilities, tiles = sample_occlusion(
             keys[0], masks, self._settings["occlusion_range"], self._settings["tile_range"]
         )
         mask = occlusion_mask(keys[1], probabilities, tiles, *dreams.shape[1:3])
+        mask = replicas.own(mask) if per_image else mask
         recovered = self.encoder(occlude(dreams, mask), training=True)["latent"]
         return self._weigh("nrem/latent_loss", losses.latent_loss(latents, recovered))
 
     def _rem_loss(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         dreams = self.generator(self.mix(latents, recalled, key), training=True)
         logits = self.encoder(dreams, training=True)["external_logit"]
-        self._means["rem/external_probability"].update_state(tf.sigmoid(logits))
+        self._means["rem/external_probability"].update_state(_mean_probability(logits))
         return self._weigh("rem/discriminator_loss", losses.internal_loss(logits))
 
     def _weigh(self, name: str, loss: tf.Tensor) -> tf.Tensor:
-        """Records a loss as it is in the paper; returns it weighted, as training uses it."""
-        self._means[name].update_state(loss)
-        return self._settings[_WEIGHTS[name]] * loss
+        """Records a loss as it is in the paper; returns what this replica adds to the total.
+
+        Gradients are summed over replicas.
+        """
+        self._means[name].update_state(replicas.mean(loss))
+        return self._settings[_WEIGHTS[name]] / replicas.count() * loss
 
     def _gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> tuple[list, list]:
         return tape.gradient(
@@ -354,7 +376,7 @@ class PAD(keras.Model):
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         images = as_signed(images)
         assertion = tf.debugging.assert_greater(
-            images.shape[0] or tf.shape(images)[0],
+            (images.shape[0] or tf.shape(images)[0]) * replicas.count(),
             1,
             "A mini-batch has one image, but its latents have a variance only from at least 2: "
             "use another batch size, or batch(..., drop_remainder=True).",
@@ -370,6 +392,46 @@ _WEIGHTS = {
     "nrem/latent_loss": "nrem_weight",
     "rem/discriminator_loss": "rem_weight",
 }
+
+
+class _GlobalMean(keras.metrics.Metric):
+    """Mean of values that are the same on all replicas.
+
+    Keras's own keeps a part on each replica, which only all workers together can read.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name)
+        self.total, self.count = (
+            keras.Variable(0.0, trainable=False, aggregation="only_first_replica", name=part)
+            for part in ("total", "count")
+        )
+
+    def update_state(self, value: tf.Tensor) -> None:
+        self.total.assign_add(value)
+        self.count.assign_add(1.0)
+
+    def result(self) -> tf.Tensor:
+        return tf.math.divide_no_nan(self.total.value, self.count.value)
+
+
+def _noise(latents: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Standard normal, of which every replica has its part."""
+    shape = tf.shape(latents) * [replicas.count(), 1]
+    return replicas.own(tf.random.stateless_normal(shape, key))
+
+
+def _mean_probability(logits: tf.Tensor) -> tf.Tensor:
+    return replicas.mean(tf.reduce_mean(tf.sigmoid(logits)))
+
+
+def _runs_in_a_worker() -> bool:
+    strategy = tf.distribute.get_strategy()
+    return (
+        tf.distribute.get_replica_context() is not None
+        and isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        and bool(strategy.cluster_resolver.cluster_spec().jobs)
+    )
 
 
 def as_signed(images: tf.Tensor) -> tf.Tensor:

@@ -9,7 +9,7 @@ class FusedAdam(keras.optimizers.Adam):
     """Keras's Adam, with TensorFlow's fused kernel in place of some ten element-wise operations.
 
     Same arguments, same mathematics (to rounding), about three times faster on a CPU. Without
-    `amsgrad`, which the kernel does not know. Plain variables on one device.
+    `amsgrad`, which the kernel does not know.
     """
 
     def __init__(self, *args, **kwargs):

@@ -1,0 +1,67 @@
+"""The global mini-batch, as one of the replicas that share it sees it.
+
+With a `tf.distribute` strategy, `train_step` runs once on each replica, with that replica's part
+of the mini-batch. What depends on the whole of it (the moments of the latents, the memory, the
+random numbers, the metrics) goes through these functions. With one replica they do nothing.
+"""
+
+import tensorflow as tf
+
+
+def count() -> int:
+    """How many replicas share a mini-batch."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def gather(part: tf.Tensor) -> tf.Tensor:
+    """The whole mini-batch from every replica's part; gradients flow back.
+
+    Args:
+        part: [B / replicas, ...], of this replica.
+
+    Returns:
+        [B, ...], the same on all replicas.
+    """
+    if count() == 1:
+        return part
+    size, rest = tf.shape(part)[0], tf.shape(part)[1:]
+    before = size * _index()
+    after = size * (count() - 1) - before
+    zeros = [tf.zeros(tf.concat([[rows], rest], axis=0), part.dtype) for rows in (before, after)]
+    # A sum, because it leaves no doubt about the order of the replicas.
+    return tf.distribute.get_replica_context().all_reduce(
+        tf.distribute.ReduceOp.SUM, tf.concat([zeros[0], part, zeros[1]], axis=0)
+    )
+
+
+def own(whole: tf.Tensor) -> tf.Tensor:
+    """This replica's part of something that is the same on all of them.
+
+    Args:
+        whole: [B, ...] with B a multiple of the number of replicas.
+
+    Returns:
+        [B / replicas, ...].
+    """
+    if count() == 1:
+        return whole
+    size = tf.shape(whole)[0] // count()
+    return whole[size * _index() : size * (_index() + 1)]
+
+
+def mean(value: tf.Tensor) -> tf.Tensor:
+    """The mean of a value over the replicas.
+
+    Args:
+        value: of this replica, a mean over its part of the mini-batch.
+
+    Returns:
+        Same shape, the same on all replicas.
+    """
+    if count() == 1:
+        return value
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, value)
+
+
+def _index() -> tf.Tensor:
+    return tf.distribute.get_replica_context().replica_id_in_sync_group
