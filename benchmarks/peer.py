@@ -4,6 +4,7 @@ The same networks, mini-batches, phases, losses and optimizers, in three forms (
 PyTorch: `pip install -e ".[benchmark]"`.
 """
 
+import itertools
 import resource
 import time
 from multiprocessing.connection import Connection
@@ -55,7 +56,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = (3, base_filters, 2 * base_filters, 4 * base_filters)
         layers = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         self.trunk = nn.Sequential(*layers)
         self.latent = head(widths[-1], latent_dim, 4)
@@ -76,7 +77,7 @@ class Generator(nn.Sequential):
     ) -> None:
         widths = (4 * base_filters, 2 * base_filters, base_filters, 3)
         layers = [project(latent_dim, widths[0], 4)]
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in itertools.pairwise(widths):
             layers.append(nn.LeakyReLU(0.2))
             layers.append(nn.ConvTranspose2d(before, after, 4, stride=2, padding=1))
         super().__init__(*layers, nn.Tanh())
