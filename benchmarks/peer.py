@@ -132,7 +132,7 @@ class Peer:
             features = encoder.trunk(images)
             latents, logits = encoder.latent(features), encoder.external(features)
             rebuilt = generator(latents)
-        latents, logits, rebuilt = latents.float(), logits.float(), rebuilt.float()
+        latents, logits, rebuilt = self._full(latents), self._full(logits), self._full(rebuilt)
         reconstruction_loss = functional.mse_loss(rebuilt, images)
         mean, variance = latents.mean(dim=0), latents.var(dim=0)
         kl_loss = 0.5 * (mean**2 + variance - variance.log() - 1).mean()
@@ -149,7 +149,7 @@ class Peer:
             with torch.no_grad():
                 dreams = generator(latents)
             recovered = encoder.latent(encoder.trunk(dreams * mask))
-        latent_loss = functional.mse_loss(recovered.float(), latents)
+        latent_loss = functional.mse_loss(self._full(recovered), latents)
         latent_loss.backward()
         self.encoder_optimizer.step()
 
@@ -157,7 +157,7 @@ class Peer:
         mixed = 0.25 * latents + 0.25 * recalled + 0.5 * noise
         with self._autocast():
             logits = encoder.external(encoder.trunk(generator(mixed)))
-        internal_loss = functional.softplus(logits.float()).mean()
+        internal_loss = functional.softplus(self._full(logits)).mean()
         internal_loss.backward()
         for parameter in generator.parameters():
             parameter.grad.neg_()
@@ -174,6 +174,9 @@ class Peer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.tuned)
+
+    def _full(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs.float() if self.tuned else outputs
 
     def _zero_grad(self) -> None:
         self.encoder_optimizer.zero_grad()  # gradients become None, so that what a phase does not
