@@ -9,7 +9,6 @@ import contextlib
 import functools
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from unittest import mock
 import keras
 import numpy as np
 import tensorflow as tf
+from processes import peak_bytes
 
 from ad_keras import data, load_encoder
 from ad_keras.config import Config
@@ -207,28 +207,28 @@ def phase_operations(model: keras.Model) -> dict[str, float]:
     }
 
 
-def peak_bytes() -> int:
-    """The most memory this process had so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 class _Rounds(keras.callbacks.Callback):
     """Holds training between rounds, and measures the steps in between."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
         self._connection = connection
-        self._first, self._started, self._end = _WARM_UP, 0.0, 0.0
+        self._first, self._used, self._started, self._end = _WARM_UP, 0.0, 0.0, 0.0
 
     def on_train_batch_end(self, batch, logs=None) -> None:
         now = time.perf_counter()
         if now < self._end or (step := int(self.model.step.numpy())) < self._first:
             return
-        steps, seconds = step - self._first, now - self._started
-        self._connection.send({"steps": steps, "seconds": seconds, "peak_bytes": peak_bytes()})
+        self._connection.send(
+            {
+                "steps": step - self._first,
+                "seconds": now - self._started,
+                "processor_seconds": time.process_time() - self._used,
+                "peak_bytes": peak_bytes(),
+            }
+        )
         duration = self._connection.recv()
-        self._first, self._started = step, time.perf_counter()
+        self._first, self._used, self._started = step, time.process_time(), time.perf_counter()
         self._end = self._started + duration
 
 

@@ -5,12 +5,12 @@ PyTorch: `pip install -e ".[benchmark]"`.
 """
 
 import itertools
-import resource
 import time
 from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
+from processes import peak_bytes
 from torch import nn
 from torch.nn import functional
 
@@ -213,7 +213,7 @@ def train_rounds(
                 yield pool[order[start : start + batch_size]].float().div(127.5).sub(1.0)
 
     totals: dict[str, float] = {}
-    steps, started, end = -_WARM_UP, 0.0, 0.0
+    steps, used, started, end = -_WARM_UP, 0.0, 0.0, 0.0
     for batch in epochs():
         for name, loss in peer.step(batch, *draw(batch_size, latent_dim)).items():
             totals[name] = totals.get(name, 0.0) + loss
@@ -221,8 +221,14 @@ def train_rounds(
         now = time.perf_counter()
         if steps < 0 or now < end:
             continue
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        connection.send({"steps": steps, "seconds": now - started, "peak_bytes": peak})
+        connection.send(
+            {
+                "steps": steps,
+                "seconds": now - started,
+                "processor_seconds": time.process_time() - used,
+                "peak_bytes": peak_bytes(),
+            }
+        )
         seconds = connection.recv()
-        steps, started = 0, time.perf_counter()
+        steps, used, started = 0, time.process_time(), time.perf_counter()
         end = started + seconds
