@@ -70,6 +70,7 @@ def compare(config: AgreementConfig) -> dict[str, dict[str, np.ndarray]]:
     from ad_keras.model import as_signed
     from ad_keras.training import build_model
 
+    tf.config.optimizer.set_experimental_options({"remapping": False})  # as `training.train` does
     settings = {"latent_dim": config.latent_dim, "base_filters": config.base_filters}
     model = build_model(Config(batch_size=config.batch_size, seed=config.seed, **settings))
     plain = Peer(**settings)
@@ -114,8 +115,7 @@ def main(argv: Sequence[str]) -> None:
     """
     config = parse(AgreementConfig, argv, "python benchmarks/agreement.py")
     with quiet_start():
-        import tensorflow as tf
-    tf.config.optimizer.set_experimental_options({"remapping": False})  # as `training.train` does
+        import tensorflow  # noqa: F401
     differences = compare(config)
     spans = sorted({min(span, config.steps) for span in (1, 20, 200, config.steps)})
     print("Largest relative difference of the losses from PyTorch in float32")

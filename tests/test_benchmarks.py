@@ -1,12 +1,12 @@
 """The benchmarks run, count what they say they count, and compare like with like."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ad_keras.config import Config
@@ -79,7 +79,7 @@ def test_measures_and_writes_what_it_prints(tmp_path):
 
     ended = program(
         "throughput.py",
-        "--parts=training,phases,pipeline,probe",
+        "--parts=training,phases",
         "--precision=float32",
         "--rounds=2",
         "--seconds=0.1",
@@ -103,11 +103,28 @@ def test_measures_and_writes_what_it_prints(tmp_path):
     assert contender["peak_bytes"] > 50e6
     assert figures["training"]["ratios"] == {}
     assert min(figures["phases"]["float32"].values()) > 0
-    assert figures["pipeline"]["images_per_second"] > 0
-    assert set(figures["probe"]) == {"linear_probe", "ridge_probe"}
-    for line in ("processor:", "work:", "ad_keras float32", "wake float32", "linear_probe"):
+    assert contender["others"] >= 0
+    for line in ("processor:", "work:", "ad_keras float32", "wake float32"):
         assert line in ended.stdout
     assert f"{contender['images_per_second']:.0f}" in ended.stdout
+
+
+def test_measures_what_needs_no_training(benchmarks):
+    import measurements
+
+    ours, theirs = multiprocessing.Pipe()
+    measurements.pipeline(theirs, images=64, batch_size=8, seconds=0.05)
+    measurements.probe(theirs, images=100, latent_dim=4)
+    sizes = {"batch_size": 8, "base_filters": 2, "latent_dim": 4}
+    measurements.encoding(theirs, seconds=0.1, **sizes)
+
+    assert ours.recv()["images_per_second"] > 0
+    assert set(ours.recv()) == {"linear_probe", "ridge_probe"}
+    figures = list(iter(ours.recv, None))
+    assert {(entry["way"], entry["batch"]) for entry in figures} == {
+        (way, batch) for way in ("load_encoder", "SavedModel") for batch in (1, 64, 1024)
+    }
+    assert min(entry["images_per_second"] for entry in figures) > 0
 
 
 def test_whole_trainings_of_growing_size(tmp_path):
@@ -116,7 +133,7 @@ def test_whole_trainings_of_growing_size(tmp_path):
     ended = program(
         "throughput.py",
         "--parts=scale",
-        "--scale_images=80,160",
+        "--scale_images=80",
         "--scale_filters=2",
         f"--output={output}",
         *SMALL,
@@ -124,12 +141,7 @@ def test_whole_trainings_of_growing_size(tmp_path):
 
     assert ended.returncode == 0, ended.stderr
     cases = json.loads(output.read_text())["scale"]
-    assert [(case["images"], case["epochs"]) for case in cases] == [
-        (80, 1),
-        (160, 1),
-        (80, 2),
-        (80, 4),
-    ]
+    assert [(case["images"], case["epochs"]) for case in cases] == [(80, 1), (80, 2), (80, 4)]
     for case in cases:
         assert 0 < case["steps_seconds"] < case["seconds"]
         assert 0 < case["bytes_before"] <= case["peak_bytes"]
@@ -184,12 +196,16 @@ def test_agrees_with_the_plain_form(benchmarks, image_folder):
 
     assert len(differences["ad_keras"]) == 5
     for name, difference in differences["ad_keras"].items():
-        assert difference.shape == (8,)
-        assert difference.max() < 1e-3, name
-    first = [difference[0] for difference in differences["ad_keras"].values()]
-    assert max(first) < 1e-4
-    # What the comparison is sensitive to: PyTorch's own Adam takes other steps.
-    assert max(np.max(difference) for difference in differences["own Adam"].values()) > 1e-3
+        # Float32 rounds as it likes, above all the small differences of NREM: PyTorch in float64
+        # says how far that goes.
+        rounding = differences["float64"][name]
+        assert difference.shape == rounding.shape == (8,)
+        assert difference.max() < 1e-5 + 10 * rounding.max(), name
+        if name != "nrem/latent_loss":
+            assert difference.max() < 1e-3, name
+    # What this is sensitive to: PyTorch's own Adam takes other steps.
+    other = differences["own Adam"]["wake/kl_loss"].max()
+    assert other > 10 * differences["ad_keras"]["wake/kl_loss"].max()
 
 
 @pytest.mark.parametrize("form", ["tuned", "rewritten"])
