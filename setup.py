@@ -40,5 +40,8 @@ setup(
         "tqdm",
         *TYPEFACES,
     ],
-    extras_require={"test": ["pytest", "ruff"]},
+    extras_require={
+        "test": ["pytest", "ruff"],
+        "benchmark": ["torch"],  # only for benchmarks/throughput.py --peer
+    },
 )

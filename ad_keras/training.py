@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -73,11 +74,12 @@ def build_model(config: Config) -> PAD:
     return model
 
 
-def train(config: Config) -> TrainingResult:
+def train(config: Config, callbacks: Sequence[keras.callbacks.Callback] = ()) -> TrainingResult:
     """Trains, or continues to train, a run to its last epoch, and exports its networks.
 
     Args:
         config: of the run.
+        callbacks: to call after the run's own.
 
     Raises:
         UsageError: if the data or the run's folder are not as they must be.
@@ -110,7 +112,7 @@ def train(config: Config) -> TrainingResult:
         reports.set_model(model)
         with writer.as_default(step=0):
             hparams.hparams(_hyper_parameters(config))
-        _fit(config, model, train_set, checkpoints, reports, writer, steps_per_epoch)
+        _fit(config, model, train_set, checkpoints, reports, writer, steps_per_epoch, callbacks)
         reports.embed()
         writer.close()
         export_networks(model, config.export_path, export_metadata(config))
@@ -204,6 +206,7 @@ def _fit(
     reports: Reports,
     writer: tf.summary.SummaryWriter,
     steps_per_epoch: int,
+    more_callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
     first = int(model.step.numpy())
     verbose = 1 if sys.stdout.isatty() else 2  # a bar for people, a line an epoch for files
@@ -215,6 +218,7 @@ def _fit(
             LossLog(writer, config.log_every, config.batch_size, first),
             guard,
             reports,
+            *more_callbacks,
         ]
         # A continued run finishes its epoch first; each epoch has a pipeline of its own.
         for epoch in range(first // steps_per_epoch, config.epochs):

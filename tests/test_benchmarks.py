@@ -1,0 +1,229 @@
+"""The benchmarks run, count what they say they count, and compare like with like."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ad_keras.config import Config
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SMALL = ("--base_filters=2", "--latent_dim=4", "--batch_size=8")
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Lets a test import the files beside each other, as a script does."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+def program(name: str, *flags: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, BENCHMARKS / name, *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def forward(sizes: list[tuple[int, int, int]]) -> list[int]:
+    """Operations of convolutions 4x4, given the positions of the kernel and the channels."""
+    return [2 * 16 * positions * before * after for positions, before, after in sizes]
+
+
+def test_work_of_the_phases_by_hand(benchmarks):
+    from measurements import phase_operations
+
+    from ad_keras.training import build_model
+
+    first, *trunk = forward([(256, 3, 64), (64, 64, 128), (16, 128, 256)])
+    latent, external = forward([(1, 256, 256), (1, 256, 1)])
+    project, *unfold = forward([(1, 256, 256), (16, 256, 128), (64, 128, 64), (256, 64, 3)])
+    generate = project + sum(unfold)
+    inner = sum(trunk)
+    # The first layer's input needs no gradient, except where images are dreams that are to improve.
+    expected = {
+        "wake": 2 * first + 3 * (inner + latent + external) + 3 * generate,
+        "nrem": generate + 2 * first + 3 * (inner + latent),
+        "rem": 2 * project + 3 * sum(unfold) + 3 * (first + inner + external),
+    }
+
+    operations = phase_operations(build_model(Config()))
+
+    assert operations == expected
+    assert sum(operations.values()) == pytest.approx(584e6, rel=0.001)
+
+
+def test_work_as_pytorch_counts_it(benchmarks):
+    torch = pytest.importorskip("torch")
+    from measurements import phase_operations
+    from peer import Peer, draw
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from ad_keras.training import build_model
+
+    operations = phase_operations(build_model(Config(base_filters=4, latent_dim=8)))
+    with FlopCounterMode(display=False) as counter:
+        Peer(latent_dim=8, base_filters=4).step(torch.rand(16, 3, 32, 32), *draw(16, 8))
+
+    assert counter.get_total_flops() / 16 == sum(operations.values())
+
+
+def test_measures_and_writes_what_it_prints(tmp_path):
+    output = tmp_path / "figures.json"
+
+    ended = program(
+        "throughput.py",
+        "--parts=training,phases",
+        "--precision=float32",
+        "--rounds=2",
+        "--seconds=0.1",
+        "--images=64",
+        f"--output={output}",
+        *SMALL,
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads(output.read_text())
+    assert set(figures["operations_per_image"]) == {"wake", "nrem", "rem"}
+    contender = figures["training"]["contenders"]["ad_keras float32"]
+    assert len(contender["rounds"]) == 2
+    assert min(contender["rounds"]) <= contender["images_per_second"] <= max(contender["rounds"])
+    assert contender["flops"] == pytest.approx(
+        contender["images_per_second"] * sum(figures["operations_per_image"].values())
+    )
+    assert contender["share_of_product_rate"] == pytest.approx(
+        contender["flops"] / figures["training"]["products"]["float32"]
+    )
+    assert contender["peak_bytes"] > 50e6
+    assert figures["training"]["ratios"] == {}
+    assert min(figures["phases"]["float32"].values()) > 0
+    assert contender["others"] >= 0
+    for line in ("processor:", "work:", "ad_keras float32", "wake float32"):
+        assert line in ended.stdout
+    assert f"{contender['images_per_second']:.0f}" in ended.stdout
+
+
+def test_measures_what_needs_no_training(benchmarks):
+    import measurements
+
+    ours, theirs = multiprocessing.Pipe()
+    measurements.pipeline(theirs, images=64, batch_size=8, seconds=0.05)
+    measurements.probe(theirs, images=100, latent_dim=4)
+    sizes = {"batch_size": 8, "base_filters": 2, "latent_dim": 4}
+    measurements.encoding(theirs, seconds=0.1, **sizes)
+
+    assert ours.recv()["images_per_second"] > 0
+    assert set(ours.recv()) == {"linear_probe", "ridge_probe"}
+    figures = list(iter(ours.recv, None))
+    assert {(entry["way"], entry["batch"]) for entry in figures} == {
+        (way, batch) for way in ("load_encoder", "SavedModel") for batch in (1, 64, 1024)
+    }
+    assert min(entry["images_per_second"] for entry in figures) > 0
+
+
+def test_whole_trainings_of_growing_size(tmp_path):
+    output = tmp_path / "figures.json"
+
+    ended = program(
+        "throughput.py",
+        "--parts=scale",
+        "--scale_images=80",
+        "--scale_filters=2",
+        f"--output={output}",
+        *SMALL,
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    cases = json.loads(output.read_text())["scale"]
+    assert [(case["images"], case["epochs"]) for case in cases] == [(80, 1), (80, 2), (80, 4)]
+    for case in cases:
+        assert 0 < case["steps_seconds"] < case["seconds"]
+        assert 0 < case["bytes_before"] <= case["peak_bytes"]
+        assert 0 < case["bytes_at_tenth"] <= case["peak_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--parts=trainings", "--parts=trainings is not one of training, phases"),
+        ("--precision=float16", "--precision=float16 is not one of float32, mixed_bfloat16."),
+        ("--rounds=0", "--rounds=0 must be at least 1."),
+        ("--seconds=0", "--seconds=0.0 must be above 0."),
+        ("--batch_size=1", "--batch_size=1 must be at least 2."),
+        ("--images=63", "--images=63 must be a number of at least --batch_size (64)."),
+        ("--scale_images=100,many", "--scale_images=many must be a number of at least"),
+    ],
+)
+def test_wrong_flags(benchmarks, outcome, flag, message):
+    import throughput
+
+    status, _, stderr = outcome(throughput.main, flag)
+
+    assert status == 2
+    assert stderr.startswith(f"error: {message}")
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["throughput", "agreement"])
+def test_says_that_pytorch_is_missing(benchmarks, outcome, monkeypatch, name):
+    import importlib
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    flags = ["--peer"] if name == "throughput" else []
+
+    status, _, stderr = outcome(importlib.import_module(name).main, *flags)
+
+    assert status == 2
+    assert 'pip install -e ".[benchmark]"' in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_agrees_with_the_plain_form(benchmarks, image_folder):
+    pytest.importorskip("torch")
+    from agreement import AgreementConfig, compare
+
+    config = AgreementConfig(
+        steps=8, batch_size=16, base_filters=4, latent_dim=8, dataset=str(image_folder)
+    )
+
+    differences = compare(config)
+
+    assert len(differences["ad_keras"]) == 5
+    for name, difference in differences["ad_keras"].items():
+        # Float32 rounds as it likes, above all the small differences of NREM: PyTorch in float64
+        # says how far that goes.
+        rounding = differences["float64"][name]
+        assert difference.shape == rounding.shape == (8,)
+        assert difference.max() < 1e-5 + 10 * rounding.max(), name
+        if name != "nrem/latent_loss":
+            assert difference.max() < 1e-3, name
+    # What this is sensitive to: PyTorch's own Adam takes other steps.
+    other = differences["own Adam"]["wake/kl_loss"].max()
+    assert other > 10 * differences["ad_keras"]["wake/kl_loss"].max()
+
+
+@pytest.mark.parametrize("form", ["tuned", "rewritten"])
+def test_tuned_forms_compute_the_same_to_bfloat16(benchmarks, form):
+    torch = pytest.importorskip("torch")
+    from peer import Peer, draw
+
+    torch.manual_seed(0)
+    plain, tuned = Peer("plain", 8, 4), Peer(form, 8, 4)
+    with torch.no_grad():  # at their initial size, latents are too alike for NREM in bfloat16
+        for parameter in (*plain.encoder.parameters(), *plain.generator.parameters()):
+            parameter.mul_(5.0)
+    tuned.encoder.load_state_dict(plain.encoder.state_dict())
+    tuned.generator.load_state_dict(plain.generator.state_dict())
+    images, inputs = torch.rand(16, 3, 32, 32) * 2 - 1, draw(16, 8)
+
+    for _ in range(2):
+        expected, losses = plain.step(images, *inputs), tuned.step(images, *inputs)
+
+    for name, loss in losses.items():
+        assert loss == pytest.approx(expected[name], rel=0.1), name
