@@ -124,12 +124,20 @@ class Guard(keras.callbacks.Callback):
         every: steps between checkpoints; every epoch's end is saved too.
         steps_per_epoch: mini-batches of an epoch.
         first_step: number of the step before the first.
+        saves: whether this process is the one that writes checkpoints.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, every: int, steps_per_epoch: int, first_step: int
+        self,
+        checkpoints: Checkpoints,
+        every: int,
+        steps_per_epoch: int,
+        first_step: int,
+        *,
+        saves: bool = True,
     ) -> None:
         super().__init__()
+        self._saves = saves
         self._checkpoints = checkpoints
         self._every = every
         self._steps_per_epoch = steps_per_epoch
@@ -158,22 +166,29 @@ class Guard(keras.callbacks.Callback):
                 )
         if self._step % self._steps_per_epoch == 0:
             return  # saved at the epoch's end
-        if self._step % self._every == 0 or self._signal is not None:
+        if self._saves and (self._step % self._every == 0 or self._signal is not None):
             self._checkpoints.save()
         self._stop_if_asked()
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         """Saves every epoch's end."""
-        self._checkpoints.save(epoch + 1)
+        if self._saves:
+            self._checkpoints.save(epoch + 1)
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        if self._signal is not None:
-            raise Interrupted(
-                f"{signal.Signals(self._signal).name} at step {self._step}: the state is saved. "
-                "The same command, without --overwrite, continues from here.",
-                128 + self._signal,
-            )
+        if self._signal is None:
+            return
+        told = (
+            "the state is saved. The same command, without --overwrite, continues from here."
+            if self._saves
+            else "this worker stops, and with it the others. Starting all of them again continues "
+            "from the chief's last checkpoint."
+        )
+        raise Interrupted(
+            f"{signal.Signals(self._signal).name} at step {self._step}: {told}",
+            128 + self._signal,
+        )
 
     def _note(self, number: int, _frame) -> None:
         self._signal = number

@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import keras
 import tensorflow as tf
 
 from ad_keras.config import RUN_ONLY, Config
 from ad_keras.errors import RunError, UsageError
+from ad_keras.model import PAD
 
 FLAGS_FILE = "flags.json"
 _CONTENT = (FLAGS_FILE, "history.json", "results.json", "checkpoints", "logs", "figures")
@@ -160,11 +160,21 @@ class Checkpoints:
         run_folder: of the run.
     """
 
-    def __init__(self, model: keras.Model, run_folder: Path) -> None:
+    def __init__(self, model: PAD, run_folder: Path) -> None:
         self._model = model
+        # One by one, because Keras adds a metric of its own to a model, which only all workers
+        # together could read.
+        state = tf.train.Checkpoint(
+            encoder=model.encoder,
+            generator=model.generator,
+            hippocampus=model.hippocampus,
+            step=model.step,
+            encoder_optimizer=model.encoder_optimizer,
+            generator_optimizer=model.generator_optimizer,
+        )
         # The losses since the epoch's start too: a report that a crash prevented needs them.
         means = [variable.value for metric in model.metrics for variable in metric.variables]
-        self._checkpoint = tf.train.Checkpoint(model=model, means=means)
+        self._checkpoint = tf.train.Checkpoint(model=state, means=means)
         root = run_folder / "checkpoints"
         self._recent = tf.train.CheckpointManager(
             self._checkpoint, str(root / "recent"), max_to_keep=3, checkpoint_name="step"

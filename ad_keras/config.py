@@ -91,6 +91,13 @@ class Config:
     precision: str = flag("float32", _TRAINING, "of the networks", ("float32", "mixed_bfloat16"))
     seed: int = flag(0, _TRAINING, "of weights, order, noise and masks")
 
+    strategy: str = flag(
+        "auto",
+        _RUN,
+        "the devices that share a mini-batch: one, all of this machine, those of all workers in "
+        "TF_CONFIG, or a TPU's; auto takes the workers, or several GPUs, if there are",
+        ("auto", "one_device", "mirrored", "multi_worker", "tpu"),
+    )
     run_dir: str | None = flag(
         None, _RUN, "checkpoints, logs and pictures (default: runs/<data set>[-<condition>])"
     )
@@ -201,6 +208,7 @@ RUN_ONLY = frozenset(
     {
         "data_dir",
         "epochs",
+        "strategy",
         "run_dir",
         "saved_model_dir",
         "overwrite",

@@ -275,6 +275,11 @@ class PAD(keras.Model):
         noise = _noise(latents, key)
         return memories * (recent * latents + (1 - recent) * recalled) + (1 - memories) * noise
 
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """One mean for each loss, and for each probability of the discriminator."""
+        return list(self._means.values())
+
     def get_metrics_result(self) -> dict[str, tf.Tensor]:
         """The means since the epoch's start, by phase: `wake/kl_loss`, `nrem/latent_loss`, ..."""
         means = {name: mean.result() for name, mean in self._means.items()}

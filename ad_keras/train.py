@@ -16,8 +16,13 @@ def main(argv: Sequence[str]) -> None:
     config = parse(Config, argv, "python -m ad_keras.train")
     resolve(config.dataset)
     with quiet_start():
+        from ad_keras.cluster import connect
         from ad_keras.training import train
+
+        connect(config.strategy)
     result = train(config)
+    if result is None:  # a worker, whose chief tells the rest
+        return
     probed = [
         int(epoch)
         for epoch, entry in result.history.items()

@@ -1,9 +1,11 @@
 """A training run from its flags to its export."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -12,9 +14,16 @@ from tensorboard.plugins.hparams import api as hparams
 
 from ad_keras import data
 from ad_keras.callbacks import Guard, LossLog, Progress, Reports
-from ad_keras.checkpoints import Checkpoints, failures_explained, load_config, open_run
+from ad_keras.checkpoints import (
+    Checkpoints,
+    failures_explained,
+    load_config,
+    open_run,
+    refuse_other_flags,
+)
+from ad_keras.cluster import Cluster, connect
 from ad_keras.config import RUN_ONLY, Config
-from ad_keras.errors import UsageError
+from ad_keras.errors import RunError, UsageError
 from ad_keras.model import PAD
 from ad_keras.networks import build_encoder, build_generator
 from ad_keras.optimizers import FusedAdam
@@ -74,31 +83,58 @@ def build_model(config: Config) -> PAD:
     return model
 
 
-def train(config: Config, callbacks: Sequence[keras.callbacks.Callback] = ()) -> TrainingResult:
+def train(
+    config: Config, callbacks: Sequence[keras.callbacks.Callback] = ()
+) -> TrainingResult | None:
     """Trains, or continues to train, a run to its last epoch, and exports its networks.
 
     Args:
         config: of the run.
         callbacks: to call after the run's own.
 
+    Returns:
+        What the run leaves; None in a worker other than the chief, which writes nothing.
+
     Raises:
         UsageError: if the data or the run's folder are not as they must be.
-        RunError: if training fails; the last good checkpoint stays.
+        RunError: if training fails, here or in another worker; the last good checkpoint stays.
         Interrupted: after SIGINT or SIGTERM; calling again continues.
     """
     # This rewriting of graphs cannot handle the gradient of a leaky rectifier: it gives up, with an
     # alarming message.
     tf.config.optimizer.set_experimental_options({"remapping": False})
+    cluster = connect(config.strategy)
     # All that can be refused is refused before anything is written or, with --overwrite, deleted.
-    train_set = _training_images(config)
+    if config.batch_size % cluster.replicas:
+        raise UsageError(
+            f"--batch_size={config.batch_size} cannot be shared equally by {cluster.replicas} "
+            "replicas: it must be a multiple of their number."
+        )
+    with cluster.chief_first():  # which may have to download or generate them
+        train_set = _training_images(config)
     check_export_folder(config.export_path, config.run_path)
-    with open_run(config) as folder, failures_explained(folder):
-        steps_per_epoch = len(train_set) // config.batch_size
-        model = build_model(config)
+    with _run_folder(config, cluster) as folder, failures_explained(folder):
+        with cluster.strategy.scope():
+            model = build_model(config)
         checkpoints = Checkpoints(model, folder)
         notes = checkpoints.restore()
         for note in notes:
             print(note, flush=True)
+        first = int(model.step.numpy())
+        if not cluster.agree(first):
+            raise RunError(
+                f"{cluster} would continue from step {first}, but another one from another step: "
+                f"{folder} must be on a disk that all workers share."
+            )
+        steps_per_epoch = len(train_set) // config.batch_size
+        guard = Guard(
+            checkpoints, config.checkpoint_every, steps_per_epoch, first, saves=cluster.is_chief
+        )
+        if not cluster.is_chief:
+            with guard:
+                _fit(config, cluster, model, train_set, [guard, *callbacks])
+            cluster.wait()  # for the chief, which exports
+            return None
         writer = tf.summary.create_file_writer(str(folder / "logs"))
         reports = Reports(
             train_set,
@@ -112,10 +148,16 @@ def train(config: Config, callbacks: Sequence[keras.callbacks.Callback] = ()) ->
         reports.set_model(model)
         with writer.as_default(step=0):
             hparams.hparams(_hyper_parameters(config))
-        _fit(config, model, train_set, checkpoints, reports, writer, steps_per_epoch, callbacks)
+        log = LossLog(writer, config.log_every, config.batch_size, first)
+        if first % steps_per_epoch == 0:
+            reports.report(first // steps_per_epoch)
+        with guard:
+            own = [Progress(config.batch_size), log, guard, reports]
+            _fit(config, cluster, model, train_set, [*own, *callbacks])
         reports.embed()
         writer.close()
         export_networks(model, config.export_path, export_metadata(config))
+        cluster.wait()  # only now may the others leave
     return TrainingResult(folder, config.export_path, reports.history, notes)
 
 
@@ -198,38 +240,51 @@ def _training_images(config: Config) -> data.ImageSet:
     return train_set
 
 
+@contextlib.contextmanager
+def _run_folder(config: Config, cluster: Cluster) -> Iterator[Path]:
+    """The run's folder, which the chief makes and the other workers find."""
+    if cluster.is_chief:
+        with open_run(config) as folder:
+            cluster.wait()
+            yield folder
+        return
+    cluster.wait()
+    if not config.run_path.is_dir():
+        raise UsageError(
+            f"{cluster} does not find the run that the chief opened in {config.run_path}: the "
+            "folder must be on a disk that all workers share."
+        )
+    refuse_other_flags(load_config(config.run_path), config)
+    yield config.run_path
+
+
 def _fit(
     config: Config,
+    cluster: Cluster,
     model: PAD,
     train_set: data.ImageSet,
-    checkpoints: Checkpoints,
-    reports: Reports,
-    writer: tf.summary.SummaryWriter,
-    steps_per_epoch: int,
-    more_callbacks: Sequence[keras.callbacks.Callback],
+    callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
     first = int(model.step.numpy())
+    steps_per_epoch = len(train_set) // config.batch_size
     verbose = 1 if sys.stdout.isatty() else 2  # a bar for people, a line an epoch for files
-    if first % steps_per_epoch == 0:
-        reports.report(first // steps_per_epoch)
-    with Guard(checkpoints, config.checkpoint_every, steps_per_epoch, first) as guard:
-        callbacks = [
-            Progress(config.batch_size),
-            LossLog(writer, config.log_every, config.batch_size, first),
-            guard,
-            reports,
-            *more_callbacks,
-        ]
-        # A continued run finishes its epoch first; each epoch has a pipeline of its own.
-        for epoch in range(first // steps_per_epoch, config.epochs):
-            end = (epoch + 1) * steps_per_epoch
-            batches = data.batches(train_set.images, config.batch_size, config.seed, first, end)
+    # A continued run finishes its epoch first; each epoch has a pipeline of its own.
+    for epoch in range(first // steps_per_epoch, config.epochs):
+        end = (epoch + 1) * steps_per_epoch
+        batches = cluster.batches(
+            functools.partial(
+                data.batches, train_set.images, config.batch_size, config.seed, first, end
+            )
+        )
+        with cluster.failures_explained():
             model.fit(
                 batches,
                 epochs=epoch + 1,
                 initial_epoch=epoch,
+                # Several replicas would take a step more, without images, to notice the end.
+                steps_per_epoch=end - first,
                 callbacks=keras.callbacks.CallbackList(
-                    callbacks,
+                    list(callbacks),
                     add_history=True,
                     model=model,
                     epochs=config.epochs,
@@ -238,7 +293,7 @@ def _fit(
                 ),
                 shuffle=False,
             )
-            first = end
+        first = end
 
 
 def _hyper_parameters(config: Config) -> dict:

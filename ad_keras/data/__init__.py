@@ -137,7 +137,13 @@ def validation_split(examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batches(
-    images: np.ndarray, batch_size: int, seed: int, first: int, last: int
+    images: np.ndarray,
+    batch_size: int,
+    seed: int,
+    first: int,
+    last: int,
+    parts: range = range(1),
+    of: int = 1,
 ) -> "tf.data.Dataset":
     """The mini-batches of training steps `first` to `last` - 1.
 
@@ -150,9 +156,11 @@ def batches(
         seed: of the order.
         first: step to begin with; the epoch is `first // (N // batch_size)`.
         last: step to end before.
+        parts: which parts of every mini-batch to give, one after the other.
+        of: how many equal parts a mini-batch has.
 
     Returns:
-        A `tf.data.Dataset` of uint8 [batch_size, H, W, C].
+        A `tf.data.Dataset` of uint8 [batch_size / of, H, W, C].
     """
     import tensorflow as tf
 
@@ -161,14 +169,17 @@ def batches(
     # A captured NumPy array would be copied into the graph; a tensor is referred to.
     pool = tf.convert_to_tensor(images)
 
-    def batch(step: tf.Tensor) -> tf.Tensor:
+    size = batch_size // of
+
+    def batch(number: tf.Tensor) -> tf.Tensor:
+        step, part = number // len(parts), parts.start + number % len(parts)
         epoch, offset = step // steps_per_epoch, step % steps_per_epoch
-        positions = offset * batch_size + tf.range(batch_size, dtype=tf.int64)
+        positions = offset * batch_size + part * size + tf.range(size, dtype=tf.int64)
         order = tf.random.experimental.index_shuffle(positions, tf.stack([seed, epoch]), highest)
         return tf.gather(pool, order)
 
-    steps = tf.data.Dataset.range(first, last)
-    return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4)
+    numbers = tf.data.Dataset.range(first * len(parts), last * len(parts))
+    return numbers.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4)
 
 
 def reachable(address: str) -> bool:
