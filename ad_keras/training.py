@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
@@ -26,13 +27,13 @@ class TrainingResult:
 
     Attributes:
         run_folder: checkpoints, logs and pictures.
-        export_folder: the networks, as `export_networks` writes them.
+        export_folder: the networks, as `export_networks` writes them; None if that was not wanted.
         history: by epoch (as text; "0" is the untrained model), losses and the probe's accuracy.
         notes: what a person should know, such as damaged checkpoints.
     """
 
     run_folder: Path
-    export_folder: Path
+    export_folder: Path | None
     history: dict[str, dict[str, float]]
     notes: list[str]
 
@@ -73,11 +74,12 @@ def build_model(config: Config) -> PAD:
     return model
 
 
-def train(config: Config) -> TrainingResult:
+def train(config: Config, *, export: bool = True) -> TrainingResult:
     """Trains, or continues to train, a run to its last epoch, and exports its networks.
 
     Args:
         config: of the run.
+        export: whether to export the networks.
 
     Raises:
         UsageError: if the data or the run's folder are not as they must be.
@@ -89,9 +91,11 @@ def train(config: Config) -> TrainingResult:
     tf.config.optimizer.set_experimental_options({"remapping": False})
     # All that can be refused is refused before anything is written or, with --overwrite, deleted.
     train_set = _training_images(config)
-    check_export_folder(config.export_path, config.run_path)
+    images = _trained_on(config, train_set)
+    if export:
+        check_export_folder(config.export_path, config.run_path)
     with open_run(config) as folder, failures_explained(folder):
-        steps_per_epoch = len(train_set) // config.batch_size
+        steps_per_epoch = len(images) // config.batch_size
         model = build_model(config)
         checkpoints = Checkpoints(model, folder)
         notes = checkpoints.restore()
@@ -109,12 +113,14 @@ def train(config: Config) -> TrainingResult:
         )
         reports.set_model(model)
         with writer.as_default(step=0):
-            hparams.hparams(_hyper_parameters(config))
-        _fit(config, model, train_set, checkpoints, reports, writer, steps_per_epoch)
+            hparams.hparams(hyper_parameters(config))
+        _fit(config, model, images, checkpoints, reports, writer, steps_per_epoch)
         reports.embed()
         writer.close()
-        export_networks(model, config.export_path, export_metadata(config))
-    return TrainingResult(folder, config.export_path, reports.history, notes)
+        if export:
+            export_networks(model, config.export_path, export_metadata(config))
+    exported = config.export_path if export else None
+    return TrainingResult(folder, exported, reports.history, notes)
 
 
 def restore_run(folder: Path, epoch: int | None = None) -> tuple[Config, PAD]:
@@ -189,17 +195,25 @@ def _training_images(config: Config) -> data.ImageSet:
         )
     if config.train_examples:
         train_set = train_set.take(config.train_examples)
-    if config.batch_size > len(train_set):
-        raise UsageError(
-            f"--batch_size={config.batch_size} is more than the {len(train_set)} training images."
-        )
     return train_set
+
+
+def _trained_on(config: Config, train_set: data.ImageSet) -> np.ndarray:
+    """The images among them that the weights may depend on."""
+    images = train_set.images
+    if config.hold_out:
+        images = images[data.validation_split(len(train_set), config.seed)[0]]
+    if config.batch_size > len(images):
+        raise UsageError(
+            f"--batch_size={config.batch_size} is more than the {len(images)} training images."
+        )
+    return images
 
 
 def _fit(
     config: Config,
     model: PAD,
-    train_set: data.ImageSet,
+    images: np.ndarray,
     checkpoints: Checkpoints,
     reports: Reports,
     writer: tf.summary.SummaryWriter,
@@ -219,7 +233,7 @@ def _fit(
         # A continued run finishes its epoch first; each epoch has a pipeline of its own.
         for epoch in range(first // steps_per_epoch, config.epochs):
             end = (epoch + 1) * steps_per_epoch
-            batches = data.batches(train_set.images, config.batch_size, config.seed, first, end)
+            batches = data.batches(images, config.batch_size, config.seed, first, end)
             model.fit(
                 batches,
                 epochs=epoch + 1,
@@ -237,7 +251,8 @@ def _fit(
             first = end
 
 
-def _hyper_parameters(config: Config) -> dict:
+def hyper_parameters(config: Config) -> dict[str, bool | int | float | str]:
+    """What TensorBoard's HParams say of a run."""
     flat = {**dataclasses.asdict(config), "phases": ",".join(config.phases)}
     told = {name: value for name, value in flat.items() if name not in RUN_ONLY}
     return {**told, "condition": config.condition, "epochs": config.epochs}
