@@ -27,7 +27,7 @@ class FolderKind:
         flag: that names the folder.
         config_class: of the flags.
         flags_file: where they are saved.
-        content: names of what else belongs to it.
+        content: names, or patterns of names, of what else belongs to it.
         changeable: flags that may change when it is continued.
     """
 
@@ -81,8 +81,9 @@ def open_run(config: Config, kind: FolderKind = RUN) -> Iterator[Path]:
             )
         if config.overwrite:
             for name in (kind.flags_file, *kind.content):
-                shutil.rmtree(folder / name, ignore_errors=True)
-                (folder / name).unlink(missing_ok=True)
+                for path in folder.glob(name):
+                    shutil.rmtree(path, ignore_errors=True)
+                    path.unlink(missing_ok=True)
         if saved.exists():
             refuse_other_flags(load_config(folder, kind), config, kind)
         write_atomically(saved, config.to_json())

@@ -34,14 +34,14 @@ def role() -> Role:
     Raises:
         UsageError: if variables are missing or impossible.
     """
-    present = [name for name in (_ID, _IP, _PORT) if os.environ.get(name)]
+    present = [name for name in (_ID, _IP, _PORT) if name in os.environ]
     if not present:
         return Role("single")
-    missing = [name for name in (_ID, _IP, _PORT) if name not in present]
+    missing = [name for name in (_ID, _IP, _PORT) if not os.environ.get(name)]
     if missing:
         raise UsageError(
-            f"{' and '.join(present)} without {' and '.join(missing)}: a distributed search needs "
-            "all three, a search by one process none of them."
+            f"{' and '.join(present)} set, but no value in {' and '.join(missing)}: a distributed "
+            "search needs all three, a search by one process none of them."
         )
     port = os.environ[_PORT]
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):

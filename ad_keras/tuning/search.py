@@ -54,7 +54,7 @@ _SEARCH = FolderKind(
     "--tuner_dir",
     TuneConfig,
     "search.json",
-    ("trials", "logs", "trials.json", "trials.md", _ORACLE),
+    ("trials", "logs", "trials.json", "trials.md", "tuned_*.flags", _ORACLE),
     MAY_CHANGE,
 )
 _HOPELESS = 5  # failed trials after which a search ends if none has worked
@@ -134,6 +134,10 @@ class _Oracle:
         if len(failed) >= _HOPELESS and not worked:
             return {"status": TrialStatus.STOPPED}
         return super().populate_space(trial_id)
+
+    def end_trial(self, trial: keras_tuner.engine.trial.Trial) -> None:
+        super().end_trial(trial)
+        self.save()  # it was saved as one that is still being trained
 
     def save(self) -> None:
         write_atomically(Path(self._get_oracle_fname()), json.dumps(self.get_state()))
@@ -218,18 +222,17 @@ class _Tuner(keras_tuner.Tuner):
     def __init__(self, flags: TuneConfig, part: Role, images: data.ImageSet | None) -> None:
         self._flags, self._part, self._images = flags, part, images
         oracle = _oracle(flags)
-        with contextlib.redirect_stdout(io.StringIO()):  # it tells of files that it reloads
-            super().__init__(oracle, directory=str(flags.run_path), project_name=_ORACLE)
-        self._chief_oracle = oracle
-        if part.name != "worker" and (flags.run_path / _ORACLE / "oracle.json").exists():
-            # Whoever held the search before: keras-tuner itself looks for a file of `tuner_id`.
-            try:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it tells of files that it reloads
+                super().__init__(oracle, directory=str(flags.run_path), project_name=_ORACLE)
+            if part.name != "worker" and (flags.run_path / _ORACLE / "oracle.json").exists():
+                # Reloading by itself depends on who searched last, a chief or a single process.
                 oracle.reload()
-            except (ValueError, KeyError, RuntimeError, tf.errors.OpError) as error:
-                raise UsageError(
-                    f"the search in {flags.run_path} cannot be read ({_one_line(error)}): start "
-                    "again with --overwrite, or choose another --tuner_dir."
-                ) from error
+        except (ValueError, KeyError, RuntimeError, tf.errors.OpError) as error:
+            raise UsageError(
+                f"the search in {flags.run_path} cannot be read ({_one_line(error)}): start again "
+                "with --overwrite, or choose another --tuner_dir."
+            ) from error
 
     def run(self) -> None:
         """Trains trials until there are enough."""
@@ -271,7 +274,7 @@ class _Tuner(keras_tuner.Tuner):
 
     def results(self) -> Results:
         """The trials so far."""
-        trials = sorted(self._chief_oracle.trials.values(), key=lambda trial: int(trial.trial_id))
+        trials = sorted(self.oracle.trials.values(), key=lambda trial: int(trial.trial_id))
         return Results(self._flags, tuple(map(self._trial, trials)))
 
     def pre_create_trial(self) -> None:
@@ -479,6 +482,8 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=ConvergenceWarning)
         warnings.filterwarnings("ignore", message="All-NaN", category=RuntimeWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="keras_tuner")
+        # Of a trial that a crash interrupted after its score was noted.
+        warnings.filterwarnings("ignore", "The use case of calling", DeprecationWarning)
         yield
 
 
