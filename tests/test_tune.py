@@ -456,6 +456,15 @@ class TestContinuing:
         assert re.fullmatch(r"error: .*--overwrite.*\n", error)
 
 
+@pytest.mark.parametrize("tuner", ["random", "bayesian"])
+def test_search_ends_when_everything_was_tried(tuner, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "train", lambda *_, **__: None)
+    monkeypatch.setattr(search, "_scores", lambda *_: {"probe": 0.5, "ridge_probe": 0.5})
+    results = search.search(settings(tmp_path, tuner=tuner, search=("latent_dim",), max_trials=9))
+    assert results.trials[0].values == {"latent_dim": 8}
+    assert sorted(trial.values["latent_dim"] for trial in results.trials) == [4, 8, 16]
+
+
 class TestFailures:
     def test_diverging_trials_are_recorded_and_skipped(
         self, settings, tmp_path, monkeypatch, capsys

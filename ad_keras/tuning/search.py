@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import fcntl
-import gc
 import io
 import json
 import os
@@ -58,6 +57,7 @@ _SEARCH = FolderKind(
     MAY_CHANGE,
 )
 _HOPELESS = 5  # failed trials after which a search ends if none has worked
+_DRAWS = 50  # after which there is taken to be nothing new
 
 
 def search(flags: TuneConfig) -> Results | None:
@@ -118,6 +118,7 @@ class _Oracle:
     cannot leave half of one. A search in which nothing works ends.
     """
 
+    flags: TuneConfig
     stopped = False
 
     def create_trial(self, tuner_id: str) -> keras_tuner.engine.trial.Trial:
@@ -157,7 +158,21 @@ class _Random(_Oracle, keras_tuner.oracles.RandomSearchOracle):
 
 
 class _Bayesian(_Oracle, keras_tuner.oracles.BayesianOptimizationOracle):
-    pass
+    def populate_space(self, trial_id: str) -> dict:
+        # Where it expects the most it may ask for the same again, which would come out the same.
+        response = super().populate_space(trial_id)
+        tried = [
+            _rounded(trial.hyperparameters.values, self.flags) for trial in self.trials.values()
+        ]
+        for _ in range(_DRAWS):
+            if response["status"] != TrialStatus.RUNNING:
+                return response
+            if _rounded(response["values"], self.flags) not in tried:
+                return response
+            response = {"status": TrialStatus.RUNNING, "values": self._random_values()}
+            if response["values"] is None:
+                break
+        return {"status": TrialStatus.STOPPED}
 
 
 class _Hyperband(_Oracle, keras_tuner.oracles.HyperbandOracle):
@@ -177,7 +192,7 @@ class _Hyperband(_Oracle, keras_tuner.oracles.HyperbandOracle):
                 trial.status, trial.score = TrialStatus.FAILED, None
 
 
-def _oracle(flags: TuneConfig) -> keras_tuner.Oracle:
+def _oracle(flags: TuneConfig) -> _Oracle:
     space = keras_tuner.HyperParameters()
     for name in flags.varied:
         entry, default = SPACE[name], getattr(flags, name)
@@ -193,21 +208,22 @@ def _oracle(flags: TuneConfig) -> keras_tuner.Oracle:
         "max_consecutive_failed_trials": None,
     }
     if flags.tuner == "random":
-        return _Random(max_trials=flags.max_trials, **settings)
-    if flags.tuner == "bayesian":
+        oracle = _Random(**settings)
+    elif flags.tuner == "bayesian":
         # Neither its usual number of random trials at first, three for each flag, nor its trust in
         # exact scores suit trainings that take long and readings that vary.
-        return _Bayesian(
-            max_trials=flags.max_trials,
-            num_initial_points=max(3, 1 + len(space.space)),
-            alpha=0.05,
-            **settings,
-        )
-    oracle = _Hyperband(
-        max_epochs=flags.epochs_per_trial, hyperband_iterations=float("inf"), **settings
-    )
-    oracle.max_trials = flags.max_trials
+        points = max(3, 1 + len(space.space))
+        oracle = _Bayesian(num_initial_points=points, alpha=0.05, **settings)
+    else:
+        epochs = flags.epochs_per_trial
+        oracle = _Hyperband(max_epochs=epochs, hyperband_iterations=float("inf"), **settings)
+    oracle.flags, oracle.max_trials = flags, flags.max_trials
     return oracle
+
+
+def _rounded(values: dict, flags: TuneConfig) -> dict[str, float]:
+    """Those of sampled values that are flags, short enough to be read."""
+    return {name: SPACE[name].rounded(values[name], flags) for name in flags.varied}
 
 
 class _Tuner(keras_tuner.Tuner):
@@ -329,7 +345,6 @@ class _Tuner(keras_tuner.Tuner):
             probe_every=0,
         )
         keras.utils.clear_session()
-        gc.collect()
         try:
             if trial.continues is not None:
                 _take_over(self._folder(trial.continues), folder)
@@ -347,12 +362,9 @@ class _Tuner(keras_tuner.Tuner):
 
     def _planned(self, trial) -> Trial:
         number, values = int(trial.trial_id), trial.hyperparameters.values
-        chosen = {
-            name: values[name]
-            if number == UNTUNED
-            else SPACE[name].rounded(values[name], self._flags)
-            for name in self._flags.varied
-        }
+        chosen = _rounded(values, self._flags)
+        if number == UNTUNED:
+            chosen = {name: getattr(self._flags, name) for name in chosen}
         return Trial(
             number,
             UNFINISHED,
