@@ -56,7 +56,7 @@ def settings(shapes):
             "batch_size": 30,
             "phases": ("wake",),  # the quickest condition to build
             "external_weight": 0.0,
-            "encoder_learning_rate": 2e-3,
+            "encoder_learning_rate": 2.03e-3,
             "epochs_per_trial": 2,
             "max_trials": 5,
             "search": ("encoder_learning_rate", "latent_dim"),
@@ -70,7 +70,9 @@ def settings(shapes):
 @pytest.fixture(scope="module")
 def searched(settings, tmp_path_factory):
     """A search with Bayesian optimization, finished, which no test may change."""
-    flags = settings(tmp_path_factory.mktemp("searched"), max_trials=4, epochs=7, kl_weight=0.5)
+    flags = settings(
+        tmp_path_factory.mktemp("searched"), max_trials=4, epochs=7, kl_weight=0.5, seed=1
+    )
     return flags, search.search(flags)
 
 
@@ -218,7 +220,7 @@ class TestTrials:
             config = Config.from_json(
                 (flags.run_path / "trials" / f"{trial.number:03}" / "flags.json").read_text()
             )
-            assert 2e-4 <= config.encoder_learning_rate <= 2e-2
+            assert 2.03e-4 <= config.encoder_learning_rate <= 2.03e-2
             assert config.latent_dim in (4, 8, 16)
             seen.add((config.encoder_learning_rate, config.latent_dim))
             assert trial.values == {
@@ -230,7 +232,7 @@ class TestTrials:
         assert len(seen) == 4
 
     def test_first_trial_is_untuned(self, searched):
-        assert searched[1].trials[0].values == {"encoder_learning_rate": 2e-3, "latent_dim": 8}
+        assert searched[1].trials[0].values == {"encoder_learning_rate": 2.03e-3, "latent_dim": 8}
 
     def test_score_is_that_of_an_encoder_trained_without_the_images_that_score_it(
         self, searched, tmp_path
@@ -239,7 +241,8 @@ class TestTrials:
         from ad_keras.evaluation.probe import linear_probe, ridge_probe
 
         flags, results = searched
-        trial = results.trials[3]
+        # One on which the probe's seeds do not agree: its mean is no whole number of 20 images.
+        trial = next(trial for trial in results.trials if 20 * trial.scores["probe"] % 1 > 1e-6)
         images = data.load(flags.dataset, "train")
         fitted, scored = data.validation_split(len(images), flags.seed)
         config = Config(
@@ -249,6 +252,7 @@ class TestTrials:
             phases=("wake",),
             external_weight=0.0,
             kl_weight=0.5,
+            seed=1,
             epochs=2,
             hold_out=True,
             run_dir=str(tmp_path / "run"),
@@ -262,9 +266,9 @@ class TestTrials:
             latents[scored],
             images.labels[scored],
         )
-        probes = [linear_probe(*parts, seed=seed).accuracy for seed in range(5)]
+        probes = [linear_probe(*parts, seed=seed).accuracy for seed in range(1, 6)]
         assert trial.scores["probe"] == pytest.approx(np.mean(probes))
-        assert trial.scores["ridge_probe"] == ridge_probe(*parts).accuracy
+        assert trial.scores["ridge_probe"] == ridge_probe(*parts, seed=1).accuracy
         assert len({trial.scores["probe"] for trial in results.trials}) > 1
 
     def test_trials_leave_one_checkpoint_and_no_export_or_pictures(self, searched):
@@ -315,6 +319,7 @@ class TestResults:
             phases=("wake",),
             external_weight=0.0,
             kl_weight=0.5,
+            seed=1,
             epochs=7,
             **results.ranking[0].values,
         )
@@ -590,7 +595,9 @@ class TestDistributed:
 
         return start
 
-    def test_chief_and_two_workers_search_together(self, settings, tmp_path, cluster, monkeypatch):
+    def test_chief_and_two_workers_search_together(
+        self, settings, tmp_path, cluster, monkeypatch, capsys
+    ):
         port = cluster("none")
         flags = settings(tmp_path, max_trials=4, epochs_per_trial=1, tuner="random")
         processes = {}
@@ -630,7 +637,9 @@ class TestDistributed:
         monkeypatch.setattr(search, "train", None)
         for name in VARIABLES:
             monkeypatch.delenv(name)
+        capsys.readouterr()
         assert len(search.search(flags).trials) == 4
+        assert capsys.readouterr().out == ""
 
     @pytest.mark.parametrize(
         ("values", "message"),
