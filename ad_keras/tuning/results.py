@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from ad_keras.checkpoints import write_atomically
@@ -196,12 +195,6 @@ def as_flags(values: dict) -> list[str]:
         else f"--{name}={_text(value)}"
         for name, value in values.items()
     ]
-
-
-def best_line(trials: Sequence[Trial], objective: str) -> str:
-    """The best score so far, in a few words."""
-    best = max(trials, key=lambda trial: trial.scores[objective])
-    return f"best: trial {best.number}, {best.scores[objective]:.1%}"
 
 
 def _text(value) -> str:
