@@ -16,15 +16,46 @@ from ad_keras.errors import RunError, UsageError
 from ad_keras.model import PAD
 
 FLAGS_FILE = "flags.json"
-_CONTENT = (FLAGS_FILE, "history.json", "results.json", "checkpoints", "logs", "figures")
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderKind:
+    """What a folder with saved flags is, and how messages speak of it.
+
+    Attributes:
+        name: what is in it.
+        flag: that names the folder.
+        config_class: of the flags.
+        flags_file: where they are saved.
+        content: names, or patterns of names, of what else belongs to it.
+        changeable: flags that may change when it is continued.
+    """
+
+    name: str
+    flag: str
+    config_class: type[Config]
+    flags_file: str
+    content: tuple[str, ...]
+    changeable: frozenset[str]
+
+
+RUN = FolderKind(
+    "run",
+    "--run_dir",
+    Config,
+    FLAGS_FILE,
+    ("history.json", "results.json", "checkpoints", "logs", "figures"),
+    RUN_ONLY,
+)
 
 
 @contextlib.contextmanager
-def open_run(config: Config) -> Iterator[Path]:
+def open_run(config: Config, kind: FolderKind = RUN) -> Iterator[Path]:
     """Takes a run's folder for this process, making it if need be.
 
     Args:
         config: of the run. With `overwrite`, what an earlier run left in the folder is deleted.
+        kind: of folder, if it is not a run's.
 
     Yields:
         The folder, with the flags saved in it.
@@ -39,41 +70,46 @@ def open_run(config: Config) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
-                f"{folder} is in use by another process: wait for it, or choose another --run_dir."
+                f"{folder} is in use by another process: wait for it, or choose another "
+                f"{kind.flag}."
             ) from None
-        saved = folder / FLAGS_FILE
+        saved = folder / kind.flags_file
         if config.overwrite and not saved.exists() and len(list(folder.iterdir())) > 1:
             raise UsageError(
-                f"{folder} holds something that is no run, which --overwrite would delete: choose "
-                "another --run_dir."
+                f"{folder} holds something that is no {kind.name}, which --overwrite would delete: "
+                f"choose another {kind.flag}."
             )
         if config.overwrite:
-            for name in _CONTENT:
-                shutil.rmtree(folder / name, ignore_errors=True)
-                (folder / name).unlink(missing_ok=True)
+            for name in (kind.flags_file, *kind.content):
+                for path in folder.glob(name):
+                    shutil.rmtree(path, ignore_errors=True)
+                    path.unlink(missing_ok=True)
         if saved.exists():
-            refuse_other_flags(load_config(folder), config)
+            refuse_other_flags(load_config(folder, kind), config, kind)
         write_atomically(saved, config.to_json())
         yield folder
 
 
-def load_config(folder: Path) -> Config:
+def load_config(folder: Path, kind: FolderKind = RUN) -> Config:
     """The flags of an existing run.
 
     Args:
         folder: of the run.
+        kind: of folder, if it is not a run's.
 
     Raises:
         UsageError: if the folder is not a run's.
     """
+    file = folder / kind.flags_file
     try:
-        return Config.from_json((folder / FLAGS_FILE).read_text())
+        return kind.config_class.from_json(file.read_text())
     except FileNotFoundError:
-        raise UsageError(f"{folder} is not the folder of a run: it has no {FLAGS_FILE}.") from None
+        raise UsageError(
+            f"{folder} is not the folder of a {kind.name}: it has no {file.name}."
+        ) from None
     except ValueError as error:
         raise UsageError(
-            f"{folder / FLAGS_FILE} cannot be read ({error}): delete the folder, or start again "
-            "with --overwrite."
+            f"{file} cannot be read ({error}): delete the folder, or start again with --overwrite."
         ) from None
 
 
@@ -98,12 +134,13 @@ def failures_explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def refuse_other_flags(saved: Config, wanted: Config) -> None:
+def refuse_other_flags(saved: Config, wanted: Config, kind: FolderKind = RUN) -> None:
     """Refuses to continue a run as another one.
 
     Args:
         saved: the flags that the run was started with.
         wanted: those to continue it with.
+        kind: of folder, if it is not a run's.
 
     Raises:
         UsageError: naming the flags that differ, if weights depend on them.
@@ -112,12 +149,13 @@ def refuse_other_flags(saved: Config, wanted: Config) -> None:
     different = [
         f"--{name} was {before[name]} and is {now[name]}"
         for name in now
-        if name not in RUN_ONLY and before[name] != now[name]
+        if name not in kind.changeable and before[name] != now[name]
     ]
     if different:
         raise UsageError(
-            f"{wanted.run_path} holds a run with other flags: {'; '.join(different)}. Use these "
-            "again to continue it, another --run_dir for a new run, or --overwrite to delete it."
+            f"{wanted.run_path} holds a {kind.name} with other flags: {'; '.join(different)}. Use "
+            f"these again to continue it, another {kind.flag} for a new {kind.name}, or "
+            "--overwrite to delete it."
         )
 
 

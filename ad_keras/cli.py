@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import signal
 import sys
 import tempfile
 import textwrap
@@ -12,7 +13,7 @@ from typing import TypeVar
 
 from absl import flags
 
-from ad_keras.errors import RunError, UsageError
+from ad_keras.errors import Interrupted, RunError, UsageError
 
 Config = TypeVar("Config")
 
@@ -122,6 +123,25 @@ def _duplicate(descriptor: int) -> Iterator[int]:
         yield copy
     finally:
         os.close(copy)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Makes SIGINT and SIGTERM end with a message; training, within, has its own way to end."""
+
+    def end(number: int, _frame) -> None:
+        raise Interrupted(
+            f"{signal.Signals(number).name}: what is finished is kept. The same command continues.",
+            128 + number,
+        )
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str, status: int) -> None:

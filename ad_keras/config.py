@@ -90,6 +90,11 @@ class Config:
     beta_2: float = flag(0.999, _TRAINING, "decay of Adam's second moment")
     precision: str = flag("float32", _TRAINING, "of the networks", ("float32", "mixed_bfloat16"))
     seed: int = flag(0, _TRAINING, "of weights, order, noise and masks")
+    hold_out: bool = flag(
+        False,
+        _TRAINING,
+        "leave the tenth of the training images that scores the probe out of training",
+    )
 
     strategy: str = flag(
         "auto",
@@ -199,7 +204,8 @@ class Config:
         """
         try:
             values = json.loads(text)
-            return cls(**{**values, "phases": tuple(values["phases"])})
+            lists = [f.name for f in dataclasses.fields(cls) if isinstance(f.default, tuple)]
+            return cls(**{**values, **{name: tuple(values[name]) for name in lists}})
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the flags of a run ({error})") from error
 

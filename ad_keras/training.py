@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
@@ -36,13 +37,13 @@ class TrainingResult:
 
     Attributes:
         run_folder: checkpoints, logs and pictures.
-        export_folder: the networks, as `export_networks` writes them.
+        export_folder: the networks, as `export_networks` writes them; None if that was not wanted.
         history: by epoch (as text; "0" is the untrained model), losses and the probe's accuracy.
         notes: what a person should know, such as damaged checkpoints.
     """
 
     run_folder: Path
-    export_folder: Path
+    export_folder: Path | None
     history: dict[str, dict[str, float]]
     notes: list[str]
 
@@ -84,13 +85,17 @@ def build_model(config: Config) -> PAD:
 
 
 def train(
-    config: Config, callbacks: Sequence[keras.callbacks.Callback] = ()
+    config: Config,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    *,
+    export: bool = True,
 ) -> TrainingResult | None:
     """Trains, or continues to train, a run to its last epoch, and exports its networks.
 
     Args:
         config: of the run.
         callbacks: to call after the run's own.
+        export: whether to export the networks.
 
     Returns:
         What the run leaves; None in a worker other than the chief, which writes nothing.
@@ -112,7 +117,9 @@ def train(
         )
     with cluster.chief_first():  # which may have to download or generate them
         train_set = _training_images(config)
-    check_export_folder(config.export_path, config.run_path)
+    images = _trained_on(config, train_set)
+    if export:
+        check_export_folder(config.export_path, config.run_path)
     with _run_folder(config, cluster) as folder, failures_explained(folder):
         with cluster.strategy.scope():
             model = build_model(config)
@@ -126,13 +133,13 @@ def train(
                 f"{cluster} would continue from step {first}, but another one from another step: "
                 f"{folder} must be on a disk that all workers share."
             )
-        steps_per_epoch = len(train_set) // config.batch_size
+        steps_per_epoch = len(images) // config.batch_size
         guard = Guard(
             checkpoints, config.checkpoint_every, steps_per_epoch, first, saves=cluster.is_chief
         )
         if not cluster.is_chief:
             with guard:
-                _fit(config, cluster, model, train_set, [guard, *callbacks])
+                _fit(config, cluster, model, images, [guard, *callbacks])
             cluster.wait()  # for the chief, which exports
             return None
         writer = tf.summary.create_file_writer(str(folder / "logs"))
@@ -147,18 +154,20 @@ def train(
         )
         reports.set_model(model)
         with writer.as_default(step=0):
-            hparams.hparams(_hyper_parameters(config))
+            hparams.hparams(hyper_parameters(config))
         log = LossLog(writer, config.log_every, config.batch_size, first)
         if first % steps_per_epoch == 0:
             reports.report(first // steps_per_epoch)
         with guard:
             own = [Progress(config.batch_size), log, guard, reports]
-            _fit(config, cluster, model, train_set, [*own, *callbacks])
+            _fit(config, cluster, model, images, [*own, *callbacks])
         reports.embed()
         writer.close()
-        export_networks(model, config.export_path, export_metadata(config))
+        if export:
+            export_networks(model, config.export_path, export_metadata(config))
         cluster.wait()  # only now may the others leave
-    return TrainingResult(folder, config.export_path, reports.history, notes)
+    exported = config.export_path if export else None
+    return TrainingResult(folder, exported, reports.history, notes)
 
 
 def restore_run(folder: Path, epoch: int | None = None) -> tuple[Config, PAD]:
@@ -233,11 +242,19 @@ def _training_images(config: Config) -> data.ImageSet:
         )
     if config.train_examples:
         train_set = train_set.take(config.train_examples)
-    if config.batch_size > len(train_set):
-        raise UsageError(
-            f"--batch_size={config.batch_size} is more than the {len(train_set)} training images."
-        )
     return train_set
+
+
+def _trained_on(config: Config, train_set: data.ImageSet) -> np.ndarray:
+    """The images among them that the weights may depend on."""
+    images = train_set.images
+    if config.hold_out:
+        images = images[data.validation_split(len(train_set), config.seed)[0]]
+    if config.batch_size > len(images):
+        raise UsageError(
+            f"--batch_size={config.batch_size} is more than the {len(images)} training images."
+        )
+    return images
 
 
 @contextlib.contextmanager
@@ -262,19 +279,17 @@ def _fit(
     config: Config,
     cluster: Cluster,
     model: PAD,
-    train_set: data.ImageSet,
+    images: np.ndarray,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
     first = int(model.step.numpy())
-    steps_per_epoch = len(train_set) // config.batch_size
+    steps_per_epoch = len(images) // config.batch_size
     verbose = 1 if sys.stdout.isatty() else 2  # a bar for people, a line an epoch for files
     # A continued run finishes its epoch first; each epoch has a pipeline of its own.
     for epoch in range(first // steps_per_epoch, config.epochs):
         end = (epoch + 1) * steps_per_epoch
         batches = cluster.batches(
-            functools.partial(
-                data.batches, train_set.images, config.batch_size, config.seed, first, end
-            )
+            functools.partial(data.batches, images, config.batch_size, config.seed, first, end)
         )
         with cluster.failures_explained():
             model.fit(
@@ -296,7 +311,8 @@ def _fit(
         first = end
 
 
-def _hyper_parameters(config: Config) -> dict:
+def hyper_parameters(config: Config) -> dict[str, bool | int | float | str]:
+    """What TensorBoard's HParams say of a run."""
     flat = {**dataclasses.asdict(config), "phases": ",".join(config.phases)}
     told = {name: value for name, value in flat.items() if name not in RUN_ONLY}
     return {**told, "condition": config.condition, "epochs": config.epochs}

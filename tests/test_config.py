@@ -42,6 +42,7 @@ OTHER_VALUES = {
     "beta_2": 0.9,
     "precision": "mixed_bfloat16",
     "seed": 7,
+    "hold_out": True,
     "run_dir": "a/run",
     "saved_model_dir": "an/export",
     "overwrite": True,

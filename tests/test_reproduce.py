@@ -403,13 +403,13 @@ def test_images_without_labels_are_refused(workplace, tmp_path, outcome):
 def test_an_interruption_is_told_and_leaves_the_handlers_as_they_were():
     import signal
 
+    from ad_keras.cli import interruptible
     from ad_keras.errors import Interrupted
-    from ad_keras.reproduction.runs import _interruptible
 
     before = signal.getsignal(signal.SIGTERM)
     with (
         pytest.raises(Interrupted, match="SIGTERM: what is finished is kept") as caught,
-        _interruptible(),
+        interruptible(),
     ):
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.exit_status == 143

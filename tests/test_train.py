@@ -289,6 +289,80 @@ class TestData:
             status == 2 and re.fullmatch(r"error: .*--train_examples.*\n", error)
         )
 
+    def test_held_out_images_have_no_part_in_training(
+        self, image_folder, tiny, tmp_path, state_of, assert_same_state
+    ):
+        rows = validation_split(48, 0)[1]
+        other = shutil.copytree(image_folder, tmp_path / "other")
+        files = [
+            file
+            for number in range(16)
+            for file in sorted((other / "train").glob(f"*/{number:02}.png"))
+        ]
+        for row in rows:  # `load` has the classes take turns
+            Image.new("RGB", (32, 32), "red").save(files[row])
+        changed = (load(str(other), "train").images != load(str(image_folder), "train").images).any(
+            axis=(1, 2, 3)
+        )
+        np.testing.assert_array_equal(np.flatnonzero(changed), rows)
+        states, steps = [], []
+        for hold_out in (True, False):
+            for name, images in (("first", image_folder), ("second", other)):
+                folder = tmp_path / f"{name}-{hold_out}"
+                config = tiny(folder, dataset=str(images), hold_out=hold_out, epochs=3)
+                result = train(config)
+                states.append(state_of(config.run_dir))
+                steps.append(restore_run(result.run_folder)[1].step.numpy())
+        assert_same_state(states[0], states[1])
+        different = [name for name in states[2] if (states[2][name] != states[3][name]).any()]
+        assert len(different) > 50
+        assert steps == [15, 15, 18, 18]  # 43 of 48 images are five mini-batches of eight
+
+    def test_held_out_images_score_the_probe(self, tiny, tmp_path):
+        from ad_keras.evaluation.latents import encode
+        from ad_keras.evaluation.probe import linear_probe
+
+        config = tiny(tmp_path, hold_out=True, epochs=1)
+        result = train(config)
+        images = load(config.dataset, "train")
+        fitted, scored = validation_split(len(images), config.seed)
+        latents = encode(restore_run(result.run_folder)[1].encoder, images.images)
+        probe = linear_probe(
+            latents[fitted],
+            images.labels[fitted],
+            latents[scored],
+            images.labels[scored],
+            num_classes=3,
+        )
+        assert result.history["1"][PROBE] == probe.accuracy
+
+    def test_run_with_images_held_out_continues_to_the_same_bits(
+        self, tiny, tmp_path, state_of, assert_same_state
+    ):
+        whole, parts = tiny(tmp_path / "a", hold_out=True), tiny(tmp_path / "b", hold_out=True)
+        train(whole)
+        train(dataclasses.replace(parts, epochs=1))
+        train(parts)
+        assert_same_state(state_of(parts.run_dir), state_of(whole.run_dir))
+        with pytest.raises(UsageError, match="--hold_out was True and is False"):
+            train(dataclasses.replace(parts, hold_out=False))
+
+    def test_run_from_before_images_could_be_held_out_continues(self, tiny, tmp_path):
+        config = tiny(tmp_path, epochs=1)
+        train(config)
+        file = Path(config.run_dir, "flags.json")
+        flags = json.loads(file.read_text())
+        del flags["hold_out"]
+        file.write_text(json.dumps(flags))
+        assert list(train(dataclasses.replace(config, epochs=2)).history) == ["0", "1", "2"]
+        assert restore_run(Path(config.run_dir))[0].hold_out is False
+
+    def test_networks_need_not_be_exported(self, tiny, tmp_path):
+        config = tiny(tmp_path, epochs=1)
+        assert train(config, export=False).export_folder is None
+        assert not Path(config.saved_model_dir).exists()
+        assert (Path(train(config).export_folder) / "encoder.keras").is_file()
+
     def test_whole_data_set_can_be_one_batch(self, tiny, tmp_path):
         result = train(tiny(tmp_path, batch_size=48, epochs=2))
         assert restore_run(result.run_folder)[1].step.numpy() == 2
@@ -302,13 +376,14 @@ class TestData:
             ("--train_examples=49", "--train_examples=49 is more than the 48 training images"),
             ("--train_examples=-1", "--train_examples=-1 is not possible"),
             ("--train_examples=4", "--batch_size=8 is more than the 4 training images"),
+            ("--batch_size=44 --hold_out", "--batch_size=44 is more than the 43 training images"),
             ("--image_size=33", "--image_size=33 is not possible"),
         ],
     )
     def test_sizes_that_do_not_fit_the_data_are_one_line(
         self, flag, expected, tiny, tmp_path, flags_of, outcome
     ):
-        status, _, error = outcome(program.main, *flags_of(tiny(tmp_path)), flag)
+        status, _, error = outcome(program.main, *flags_of(tiny(tmp_path)), *flag.split())
         assert status == 2
         assert re.fullmatch(r"error: .*\n", error)
         assert expected in error

@@ -1,11 +1,8 @@
 """Trains what is missing, measures it, and says beforehand how long that takes."""
 
-import contextlib
 import dataclasses
 import json
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -14,8 +11,9 @@ import tensorflow as tf
 
 from ad_keras import data
 from ad_keras.checkpoints import completed_epochs, load_config, refuse_other_flags
+from ad_keras.cli import interruptible
 from ad_keras.config import Config
-from ad_keras.errors import Interrupted, UsageError
+from ad_keras.errors import UsageError
 from ad_keras.evaluation.config import EvaluateConfig
 from ad_keras.evaluation.runs import evaluate
 from ad_keras.evaluation.suite import check
@@ -68,7 +66,7 @@ def reproduce(flags: ReproduceConfig, command: str) -> Path:
         RunError: if training or measuring fails.
         Interrupted: after SIGINT or SIGTERM; what is done is kept, and calling again continues.
     """
-    with _interruptible():
+    with interruptible():
         runs = plan(flags)
         _check_data(flags)
         for number, run in enumerate(runs, start=1):
@@ -258,25 +256,6 @@ def _read_json(file: Path) -> dict:
         return json.loads(file.read_text())
     except ValueError as error:
         raise UsageError(f"{file} cannot be read ({error}): delete it.") from error
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Makes SIGINT and SIGTERM end with a message; training, within, has its own way to end."""
-
-    def end(number: int, _frame) -> None:
-        raise Interrupted(
-            f"{signal.Signals(number).name}: what is finished is kept. The same command continues.",
-            128 + number,
-        )
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, end) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _duration(seconds: float) -> str:

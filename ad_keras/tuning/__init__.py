@@ -1,0 +1,1 @@
+"""The search for hyper-parameters: its space, its trials, and what comes out."""

@@ -1,0 +1,101 @@
+"""What a search is told."""
+
+import dataclasses
+import difflib
+from pathlib import Path
+
+from ad_keras.cli import flag
+from ad_keras.config import RUN_ONLY, Config
+from ad_keras.errors import UsageError
+from ad_keras.tuning.space import SPACE
+
+_TRAINING, _RUN, _SEARCH = "Training", "Run", "Search"
+
+MAY_CHANGE = RUN_ONLY | {"hold_out", "max_trials", "tuner_dir"}
+"""Flags that a continued search may change: no finished trial depends on them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneConfig(Config):
+    """Searches flags of training; the probe's score on held-out training images is what counts."""
+
+    epochs: int = flag(50, _TRAINING, "what the flagfile will say; a trial has --epochs_per_trial")
+    hold_out: bool = flag(False, _TRAINING, "what trials do anyway; the flagfile will not say it")
+    run_dir: str | None = flag(None, _RUN, "not for a search, which has --tuner_dir")
+    saved_model_dir: str | None = flag(None, _RUN, "not for a search: trials export nothing")
+    overwrite: bool = flag(False, _RUN, "delete what another search left in --tuner_dir")
+    dream_every: int = flag(1, _RUN, "what the flagfile will say; trials draw no pictures")
+    probe_every: int = flag(1, _RUN, "what the flagfile will say; trials are probed at their end")
+
+    tuner: str = flag(
+        "bayesian", _SEARCH, "how trials are chosen", ("random", "bayesian", "hyperband")
+    )
+    max_trials: int = flag(
+        30, _SEARCH, "trials, the one with untuned flags included; more continue a search"
+    )
+    epochs_per_trial: int = flag(
+        5, _SEARCH, "of a trial; for hyperband of the longest, others have a third, a ninth, ..."
+    )
+    search: tuple[str, ...] = flag(
+        ("all",),
+        _SEARCH,
+        f"which flags to vary: all that play a role, or a list of {', '.join(SPACE)}",
+    )
+    objective: str = flag(
+        "probe",
+        _SEARCH,
+        "what is maximised: the paper's linear probe (mean of five of its seeds, as it is noisy) "
+        "or a ridge probe",
+        ("probe", "ridge_probe"),
+    )
+    tuner_dir: str | None = flag(
+        None, _SEARCH, "trials and results (default: runs/tune-<data set>[-<condition>])"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("run_dir", "saved_model_dir"):
+            if getattr(self, name):
+                raise UsageError(
+                    f"--{name}={getattr(self, name)} is not possible: a search has its own folder, "
+                    "--tuner_dir."
+                )
+        for name in ("max_trials", "epochs_per_trial"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("search", bool(self.search), f"all, or a list of {', '.join(SPACE)}")
+        for name in self.search:
+            if name not in SPACE and name != "all":
+                near = difflib.get_close_matches(name, SPACE, n=3) or list(SPACE)
+                raise UsageError(
+                    f"--search={name} cannot be varied. Did you mean {' or '.join(near)}?"
+                )
+            if name != "all" and not SPACE[name].plays_a_role(self):
+                raise UsageError(
+                    f"--search={name} plays no role here: its phase or its loss is switched off."
+                )
+
+    @property
+    def name(self) -> str:
+        """The data set, and the condition if it is not the full model."""
+        return super().run_path.name
+
+    @property
+    def run_path(self) -> Path:
+        """The folder of the search."""
+        return Path(self.tuner_dir) if self.tuner_dir else Path("runs") / f"tune-{self.name}"
+
+    @property
+    def varied(self) -> list[str]:
+        """The flags that are varied, in the order of the space."""
+        if "all" in self.search:
+            return [name for name, entry in SPACE.items() if entry.plays_a_role(self)]
+        return [name for name in SPACE if name in self.search]
+
+    def training(self, **changes) -> Config:
+        """The flags of training: those of this search with some of them changed.
+
+        Args:
+            changes: values by flag.
+        """
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Config)}
+        return Config(**{**shared, **changes})
