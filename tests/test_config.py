@@ -15,6 +15,7 @@ FLAGS = Path(__file__).parents[1] / "flags"
 OTHER_VALUES = {
     "dataset": "svhn",
     "data_dir": "somewhere",
+    "strategy": "one_device",
     "image_size": 64,
     "train_examples": 100,
     "latent_dim": 16,
@@ -87,6 +88,7 @@ REFUSED = [
     ("beta_2", "-0.5", "at least 0"),
     ("precision", "float64", "float32|mixed_bfloat16"),
     ("seed", "-1", "0 or more"),
+    ("strategy", "many", "auto|one_device|mirrored|multi_worker|tpu"),
     ("overwrite", "perhaps", "boolean"),
     ("checkpoint_every", "0", "at least 1"),
     ("log_every", "0", "at least 1"),
