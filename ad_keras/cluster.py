@@ -78,19 +78,16 @@ class Cluster:
         """
         if self.workers == 1:
             return True
-        told = tf.constant(
-            [number if worker == self.worker else 0 for worker in range(self.workers)]
-        )
+        told = [number if worker == self.worker else 0 for worker in range(self.workers)]
 
         def total() -> tf.Tensor:
             # Every replica of a worker tells the same.
             context = tf.distribute.get_replica_context()
-            return context.all_reduce(tf.distribute.ReduceOp.SUM, told)
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(told, tf.int64))
 
         with self.failures_explained():
-            sums = self.strategy.experimental_local_results(self.strategy.run(tf.function(total)))[
-                0
-            ].numpy()
+            results = self.strategy.run(tf.function(total))
+            sums = self.strategy.experimental_local_results(results)[0].numpy()
         return len(set(sums)) == 1
 
     def wait(self) -> None:

@@ -6,6 +6,8 @@ function returns a scalar float32 tensor, a mean over the mini-batch.
 
 import tensorflow as tf
 
+_SMALLEST_VARIANCE = 1e-12
+
 
 def reconstruction_loss(images: tf.Tensor, reconstructions: tf.Tensor) -> tf.Tensor:
     """Squared error between images and what the generator makes of their latents.
@@ -24,7 +26,9 @@ def kl_loss(latents: tf.Tensor) -> tf.Tensor:
     """Divergence of the mini-batch's latents from the prior N(0, I), per dimension.
 
     The encoder is deterministic, so the Gaussian that is compared with the prior is the one with
-    the empirical mean and (unbiased) variance of the mini-batch in each latent dimension.
+    the empirical mean and (unbiased) variance of the mini-batch in each latent dimension. A
+    dimension in which all latents are the same, as bfloat16 rounds those of a small untrained
+    network, would be infinitely far from the prior: its variance counts as 1e-12.
 
     Args:
         latents: [B, latent_dim] with B of at least 2; a single latent has no variance.
@@ -32,6 +36,7 @@ def kl_loss(latents: tf.Tensor) -> tf.Tensor:
     count = tf.cast(tf.shape(latents)[0], latents.dtype)
     mean = tf.reduce_mean(latents, axis=0)
     variance = tf.reduce_sum(tf.math.squared_difference(latents, mean), axis=0) / (count - 1.0)
+    variance = tf.maximum(variance, _SMALLEST_VARIANCE)
     return 0.5 * tf.reduce_mean(tf.square(mean) + variance - tf.math.log(variance) - 1.0)
 
 

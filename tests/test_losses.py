@@ -55,6 +55,17 @@ def test_kl_loss_is_zero_for_standardised_latents_and_positive_beside_them():
         assert losses.kl_loss(float32(other)) > 0.01
 
 
+def test_kl_loss_of_a_dimension_without_variance_is_large_and_has_finite_gradients():
+    latents = tf.constant([[0.5, 1.0], [0.5, -1.0], [0.5, 0.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(latents)
+        loss = losses.kl_loss(latents)
+    gradient = tape.gradient(loss, latents).numpy()
+    assert 6 < loss < 7  # half of (0.25 - ln(1e-12) - 1) / 2
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(gradient[:, 0], 0.5 * 0.5 / 3, rtol=1e-5)  # towards the prior's mean
+
+
 def test_kl_loss_uses_the_unbiased_variance():
     # Of two latents +-1 the biased variance is 1, the unbiased one 2.
     latents = float32([[1.0], [-1.0]])

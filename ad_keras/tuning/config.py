@@ -60,6 +60,7 @@ class TuneConfig(Config):
                     f"--{name}={getattr(self, name)} is not possible: a search has its own folder, "
                     "--tuner_dir."
                 )
+        self._require("strategy", self.strategy != "multi_worker", "another: workers search alone")
         for name in ("max_trials", "epochs_per_trial"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("search", bool(self.search), f"all, or a list of {', '.join(SPACE)}")
