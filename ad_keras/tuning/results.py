@@ -13,7 +13,14 @@ UNTUNED = 0
 """Number of the trial that has the flags as they were given."""
 
 _RECORD = "result.json"
-_NOT_IN_FLAGFILES = {"data_dir", "hold_out", "run_dir", "saved_model_dir", "overwrite"}
+_NOT_IN_FLAGFILES = {
+    "data_dir",
+    "hold_out",
+    "strategy",
+    "run_dir",
+    "saved_model_dir",
+    "overwrite",
+}
 _SHOWN = 5
 
 
