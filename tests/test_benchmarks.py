@@ -196,9 +196,9 @@ def test_agrees_with_the_plain_form(benchmarks, image_folder):
 
     assert len(differences["ad_keras"]) == 5
     for name, difference in differences["ad_keras"].items():
-        # Float32 rounds as it likes, above all the small differences of NREM: PyTorch in float64
-        # says how far that goes.
-        rounding = differences["float64"][name]
+        # Float32 rounds as it likes, above all the small differences of NREM: PyTorch with weights
+        # that differ in the last digit says how far that goes.
+        rounding = differences["nudged"][name]
         assert difference.shape == rounding.shape == (8,)
         assert difference.max() < 1e-5 + 10 * rounding.max(), name
         if name != "nrem/latent_loss":

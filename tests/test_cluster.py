@@ -28,10 +28,12 @@ ROOT = Path(__file__).parent.parent
 
 def start(command: list[str], folder: Path, **environment) -> subprocess.Popen:
     """Starts Python in a folder, with our modules."""
+    # Other tests set this one in this process.
+    inherited = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**inherited, "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
