@@ -285,11 +285,14 @@ def _fit(
     first = int(model.step.numpy())
     steps_per_epoch = len(images) // config.batch_size
     verbose = 1 if sys.stdout.isatty() else 2  # a bar for people, a line an epoch for files
+    # Once for all epochs: a copy for each would stay until Python looks for cycles of references.
+    with tf.device("CPU"):
+        pool = tf.convert_to_tensor(images)
     # A continued run finishes its epoch first; each epoch has a pipeline of its own.
     for epoch in range(first // steps_per_epoch, config.epochs):
         end = (epoch + 1) * steps_per_epoch
         batches = cluster.batches(
-            functools.partial(data.batches, images, config.batch_size, config.seed, first, end)
+            functools.partial(data.batches, pool, config.batch_size, config.seed, first, end)
         )
         with cluster.failures_explained():
             model.fit(

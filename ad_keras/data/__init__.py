@@ -137,7 +137,7 @@ def validation_split(examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batches(
-    images: np.ndarray,
+    images: "np.ndarray | tf.Tensor",
     batch_size: int,
     seed: int,
     first: int,
@@ -151,7 +151,7 @@ def batches(
     step's images depend on the seed and on the step, not on the steps before.
 
     Args:
-        images: uint8 [N, H, W, C].
+        images: uint8 [N, H, W, C]. An array is copied.
         batch_size: at most N.
         seed: of the order.
         first: step to begin with; the epoch is `first // (N // batch_size)`.
