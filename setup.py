@@ -25,9 +25,10 @@ setup(
     packages=find_packages(include=["ad_keras", "ad_keras.*"]),
     install_requires=[
         "absl-py",
+        "grpcio",
         "importlib_resources",  # tensorflow-datasets imports it without asking for it
         "keras>=3.10",
-        "keras-tuner",
+        "keras-tuner>=1.4.8,<1.5",  # a search relies on some of its internals
         "matplotlib",
         "numpy",
         "pillow>=10.1",

@@ -117,8 +117,7 @@ class Cluster:
             tf.errors.AbortedError,
             tf.errors.CancelledError,
             tf.errors.DeadlineExceededError,
-            tf.errors.FailedPreconditionError,
-            tf.errors.InternalError,
+            tf.errors.FailedPreconditionError,  # it was started again
         ) as error:
             if self.workers == 1:
                 raise

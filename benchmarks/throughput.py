@@ -8,8 +8,8 @@
 Whatever is compared trains in short rounds, one contender after the other, each in a process of
 its own that waits while the others work. Run it on a machine that does nothing else: contenders
 suffer very differently from other programs, and "others" in the table is how much of the processor
-those used. Images are noise of the shape of
-CIFAR-10 and SVHN: what is on them does not change the time of a step.
+those used. Images are noise of the shape of CIFAR-10 and SVHN: what is on them does not change the
+time of a step.
 """
 
 import contextlib

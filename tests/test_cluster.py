@@ -12,13 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from ad_keras import train as program
 from ad_keras.cluster import Cluster, connect
-from ad_keras.errors import UsageError
+from ad_keras.errors import Interrupted, UsageError
 from ad_keras.training import train
 
 SECONDS = 300  # after which a process counts as hanging
@@ -146,7 +147,6 @@ def continued(tiny, flags_of, tmp_path_factory):
     train(config)
     told = [json.loads((folder / "run" / "history.json").read_text())]
     workers = flags_of(dataclasses.replace(config, epochs=2, strategy="multi_worker"))
-    # The second worker has folders of its own to write to, should it want to write.
     outcomes = ended(start_workers([["-m", "ad_keras.train", *workers]] * 2, folder))
     mirrored = flags_of(dataclasses.replace(config, epochs=3, strategy="mirrored"))
     code = (
@@ -195,6 +195,27 @@ def test_checkpoints_and_exports_are_those_of_one_device(continued, tiny, state_
     assert files[0] == files[1]
     restored = dataclasses.replace(config, epochs=3)
     assert train(restored).history["3"]  # on one device again
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_worker_that_is_not_the_chief_writes_nothing(tiny, tmp_path, monkeypatch):
+    config = tiny(tmp_path, epochs=1)
+    train(config)
+    before = contents(tmp_path)
+    worker = Cluster(tf.distribute.get_strategy(), worker=1)
+    monkeypatch.setattr("ad_keras.training.connect", lambda _: worker)
+    more = dataclasses.replace(config, epochs=2, checkpoint_every=1, dream_every=1)
+    assert train(more) is None
+    stop = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: batch == 1 and signal.raise_signal(signal.SIGTERM)
+    )
+    with pytest.raises(Interrupted, match="SIGTERM at step 9: this worker stops") as stopped:
+        train(more, [stop])
+    assert stopped.value.exit_status == 128 + signal.SIGTERM
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGKILL)])

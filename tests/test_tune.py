@@ -195,6 +195,7 @@ class TestFlags:
             ("--max_trials=0", "--max_trials=0 is not possible: it must be at least 1"),
             ("--epochs_per_trial=0", "--epochs_per_trial=0 is not possible"),
             ("--run_dir=x", "--run_dir=x is not possible: a search has its own folder"),
+            ("--strategy=multi_worker", "--strategy=multi_worker is not possible"),
             ("--saved_model_dir=x", "--saved_model_dir=x is not possible"),
             ("--beta_1=1.5", "--beta_1=1.5 is not possible"),
             ("--dataset=cifr10", "Did you mean cifar10"),
