@@ -228,7 +228,13 @@ def _load_prepared(dataset: str, split: str, data_dir: str | None, image_size: i
         images = np.empty((expected, image_size, image_size, 3), np.uint8)
         labels = np.empty(expected, np.int64)
         read = 0
-        examples = builder.as_dataset(split=split, as_supervised=True, shuffle_files=False)
+        examples = builder.as_dataset(
+            split=split,
+            as_supervised=True,
+            # Read once: a cache would hold the images a second time, and complains when reading
+            # ends early at a damaged file.
+            read_config=tfds.ReadConfig(try_autocache=False),
+        )
         for pictures, classes in tfds.as_numpy(examples.batch(256).prefetch(4)):
             images[read : read + len(classes)] = _fit(pictures, image_size)
             labels[read : read + len(classes)] = classes
