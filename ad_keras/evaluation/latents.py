@@ -61,9 +61,9 @@ def _encode(
     images: np.ndarray,
     perturb: Callable[[tf.Tensor, int], tf.Tensor],
 ) -> np.ndarray:
-    # Called as it is, since `predict` would trace graphs anew for every short last batch.
-    latents = [
-        encoder(perturb(as_signed(images[start : start + _BATCH]), number))["latent"]
-        for number, start in enumerate(range(0, len(images), _BATCH))
-    ]
-    return tf.concat(latents, axis=0).numpy()
+    latents = np.empty((len(images), encoder.output["latent"].shape[-1]), np.float32)
+    for number, start in enumerate(range(0, len(images), _BATCH)):
+        rows = slice(start, start + _BATCH)
+        # Called as it is, since `predict` would trace graphs anew for every short last batch.
+        latents[rows] = encoder(perturb(as_signed(images[rows]), number))["latent"]
+    return latents
