@@ -166,6 +166,20 @@ def connect(strategy: str) -> Cluster:
     return Cluster(tf.distribute.MultiWorkerMirroredStrategy(), *task)
 
 
+def refuse_workers(reason: str) -> None:
+    """Refuses a `TF_CONFIG` of several workers to what only training shares among them.
+
+    Args:
+        reason: why, and what to do.
+
+    Raises:
+        UsageError: if `TF_CONFIG` names several workers, or is wrong.
+    """
+    task = _task()
+    if task and task[1] > 1:
+        raise UsageError(f"TF_CONFIG names {task[1]} workers, but {reason}")
+
+
 def _task() -> tuple[int, int] | None:
     """Number of this process among the workers and their number, by `TF_CONFIG`."""
     text = os.environ.get("TF_CONFIG")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ad_keras import reproduce, tune
 from ad_keras import train as program
 from ad_keras.cluster import Cluster, connect
 from ad_keras.errors import Interrupted, UsageError
@@ -282,6 +283,21 @@ def test_a_wrong_cluster_description_is_a_usage_error(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UsageError, match=r"does not describe a worker of a cluster"):
         connect.__wrapped__("auto")
+
+
+@pytest.mark.parametrize("program", [reproduce, tune])
+def test_programs_that_do_not_share_their_work_refuse_a_cluster(
+    program, outcome, monkeypatch, tmp_path
+):
+    workers = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(workers))
+    monkeypatch.chdir(tmp_path)
+    status, printed, errors = outcome(program.main)
+    assert (status, printed) == (2, "")
+    assert "TF_CONFIG names 2 workers" in errors
+    assert "unset TF_CONFIG" in errors
+    assert errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_workers_without_a_cluster_description_are_a_usage_error(monkeypatch):

@@ -12,6 +12,7 @@ import tensorflow as tf
 from ad_keras import data
 from ad_keras.checkpoints import completed_epochs, load_config, refuse_other_flags
 from ad_keras.cli import interruptible
+from ad_keras.cluster import refuse_workers
 from ad_keras.config import Config
 from ad_keras.errors import UsageError
 from ad_keras.evaluation.config import EvaluateConfig
@@ -66,6 +67,10 @@ def reproduce(flags: ReproduceConfig, command: str) -> Path:
         RunError: if training or measuring fails.
         Interrupted: after SIGINT or SIGTERM; what is done is kept, and calling again continues.
     """
+    refuse_workers(
+        "a reproduction is one process: train its runs by ad_keras.train, into the folders that "
+        "--dry_run names, then unset TF_CONFIG, and they are reused."
+    )
     with interruptible():
         runs = plan(flags)
         _check_data(flags)

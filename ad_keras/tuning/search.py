@@ -34,6 +34,7 @@ from ad_keras.checkpoints import (
     write_atomically,
 )
 from ad_keras.cli import interruptible
+from ad_keras.cluster import refuse_workers
 from ad_keras.config import Config
 from ad_keras.errors import Interrupted, RunError, UsageError
 from ad_keras.evaluation.latents import encode
@@ -74,6 +75,7 @@ def search(flags: TuneConfig) -> Results | None:
         RunError: if no trial worked, or the disk or the connection fails.
         Interrupted: after SIGINT or SIGTERM; calling again continues.
     """
+    refuse_workers("the workers of a search are named by KERASTUNER_TUNER_ID: unset TF_CONFIG.")
     part = role()
     with interruptible(), _quiet(), failures_explained(flags.run_path):
         if part.name == "chief":
