@@ -42,7 +42,7 @@ setup(
         *TYPEFACES,
     ],
     extras_require={
-        "test": ["pytest", "ruff"],
+        "test": ["pytest", "pytest-xdist", "ruff"],
         "benchmark": ["torch"],  # only for benchmarks/throughput.py --peer
     },
 )

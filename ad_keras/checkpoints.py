@@ -61,9 +61,15 @@ def open_run(config: Config, kind: FolderKind = RUN) -> Iterator[Path]:
         The folder, with the flags saved in it.
 
     Raises:
-        UsageError: if another process uses the folder, or it belongs to a run with other flags.
+        UsageError: if another process uses the folder, it belongs to a run with other flags, or
+            there are runs in it.
     """
     folder = config.run_path
+    if next(folder.glob(f"*/{kind.flags_file}"), None):
+        raise UsageError(
+            f"{folder} is a folder of {kind.name} folders: name one in it, such as "
+            f"{kind.flag}={folder / 'new'}."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as lock:
         try:
@@ -175,6 +181,16 @@ def completed_epochs(folder: Path) -> int:
         return 0
     except (ValueError, TypeError) as error:
         raise UsageError(f"{history} cannot be read ({error}): train the run again.") from error
+
+
+def newest_step(folder: Path) -> int:
+    """The step of a run's newest checkpoint; 0 if there is none.
+
+    Args:
+        folder: of the run.
+    """
+    files = (folder / "checkpoints" / "recent").glob("step-*.index")
+    return max((int(file.stem.removeprefix("step-")) for file in files), default=0)
 
 
 def write_atomically(path: Path, text: str) -> None:

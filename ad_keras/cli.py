@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -67,7 +68,10 @@ def parse(config_class: type[Config], argv: Sequence[str], program: str) -> Conf
     except flags.UnrecognizedFlagError as error:
         raise UsageError(_unknown(error.flagname, values)) from None
     except flags.Error as error:
-        raise UsageError(f"{str(error).replace('ERROR:: ', '').rstrip('.')}.") from None
+        text = str(error).replace("ERROR:: ", "").rstrip(".")
+        text = re.sub("invalid literal for int.*", "it must be a whole number", text)
+        text = re.sub("could not convert string to float.*", "it must be a number", text)
+        raise UsageError(f"{text}.") from None
     if len(rest) > 1:
         raise UsageError(f"'{rest[1]}' is not a flag: write --name=value.")
     return config_class(**{name: _plain(values[name].value) for name in values})
@@ -94,7 +98,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
-    """Keeps back what TensorFlow prints while it loads and looks for devices, unless that fails.
+    """Keeps back what TensorFlow prints while it loads and looks for devices.
+
+    It is shown if that fails, unless in one of the ways that `run` tells of.
 
     Environment variables do not reach these messages: they are written before logging starts.
     """
@@ -108,6 +114,8 @@ def quiet_start() -> Iterator[None]:
             import tensorflow as tf
 
             tf.config.list_logical_devices()
+        except (UsageError, RunError, KeyboardInterrupt):
+            raise
         except BaseException:
             held.seek(0)
             os.write(stderr, held.read())

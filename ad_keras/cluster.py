@@ -122,9 +122,9 @@ class Cluster:
             if self.workers == 1:
                 raise
             raise RunError(
-                f"{self} lost the connection to another worker, which stopped or cannot be "
-                "reached. Start all workers again with the same command: training continues from "
-                "the last checkpoint."
+                f"{self} lost the connection to another worker, which stopped, for the reason that "
+                "it told, or cannot be reached. Start all workers again with the same command: "
+                "training continues from the last checkpoint."
             ) from error
 
 
@@ -207,7 +207,8 @@ def _tpu_strategy() -> tf.distribute.Strategy:
         )
         return tf.distribute.TPUStrategy(resolver)
     except Exception as error:  # the many ways in which none is found
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason.split(". ")[0].rstrip(".")  # what follows are operations and attributes
         raise UsageError(
             f"--strategy=tpu finds no TPU ({reason}): set TPU_NAME, or use another strategy."
         ) from error

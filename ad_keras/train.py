@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> None:
     print()
     if probed:
         first, last = (result.history[str(epoch)] for epoch in (min(probed), max(probed)))
-        print(f"Accuracy on held-out training images, before and after {max(probed)} epochs")
+        epochs = f"{max(probed)} epoch{'s' * (max(probed) != 1)}"
+        print(f"Accuracy on held-out training images, before and after {epochs}")
         for name, title in (
             ("probe", "linear probe (the paper's, SGD)"),
             ("ridge_probe", "linear probe (ridge)"),

@@ -19,6 +19,7 @@ from ad_keras.checkpoints import (
     Checkpoints,
     failures_explained,
     load_config,
+    newest_step,
     open_run,
     refuse_other_flags,
 )
@@ -118,6 +119,8 @@ def train(
     with cluster.chief_first():  # which may have to download or generate them
         train_set = _training_images(config)
     images = _trained_on(config, train_set)
+    steps_per_epoch = len(images) // config.batch_size
+    _refuse_shorter(config, steps_per_epoch)
     if export:
         check_export_folder(config.export_path, config.run_path)
     with _run_folder(config, cluster) as folder, failures_explained(folder):
@@ -133,7 +136,6 @@ def train(
                 f"{cluster} would continue from step {first}, but another one from another step: "
                 f"{folder} must be on a disk that all workers share."
             )
-        steps_per_epoch = len(images) // config.batch_size
         guard = Guard(
             checkpoints, config.checkpoint_every, steps_per_epoch, first, saves=cluster.is_chief
         )
@@ -255,6 +257,18 @@ def _trained_on(config: Config, train_set: data.ImageSet) -> np.ndarray:
             f"--batch_size={config.batch_size} is more than the {len(images)} training images."
         )
     return images
+
+
+def _refuse_shorter(config: Config, steps_per_epoch: int) -> None:
+    """Refuses to end a run before the state that it is in, which would then pass for that end."""
+    step = 0 if config.overwrite else newest_step(config.run_path)
+    if step > config.epochs * steps_per_epoch:
+        epochs = -(-step // steps_per_epoch)
+        raise UsageError(
+            f"the run in {config.run_path} is in epoch {epochs} (step {step}), beyond "
+            f"--epochs={config.epochs}: use --epochs={epochs} or more, another --run_dir for a "
+            "shorter run, or --overwrite to delete this one."
+        )
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ the second moment and PyTorch after. For an exact comparison PyTorch is given Ke
 epsilon. "own Adam" is PyTorch without that.
 """
 
+import contextlib
 import copy
 import dataclasses
 import importlib.util
@@ -114,6 +115,9 @@ def main(argv: Sequence[str]) -> None:
     """
     config = parse(AgreementConfig, argv, "python benchmarks/agreement.py")
     with quiet_start():
+        # PyTorch's builds for GPUs load it later, when it crashes because TensorFlow is there.
+        with contextlib.suppress(ImportError):
+            import triton  # noqa: F401
         import tensorflow  # noqa: F401
     differences = compare(config)
     spans = sorted({min(span, config.steps) for span in (1, 20, 200, config.steps)})

@@ -3,26 +3,47 @@
 python examples/classify.py --encoder=saved_models/synth_digits --dataset=synth_digits
 """
 
-import keras
-from absl import app, flags
+import dataclasses
+from collections.abc import Sequence
 
-from ad_keras import load_encoder
-from ad_keras.data import load
-
-ENCODER = flags.DEFINE_string("encoder", "saved_models/synth_digits", "folder of an export")
-DATASET = flags.DEFINE_string("dataset", "synth_digits", "data set with labels")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared TensorFlow Datasets")
-EPOCHS = flags.DEFINE_integer("epochs", 5, "epochs of each of the two trainings")
+from ad_keras.cli import flag, parse, quiet_start, run
+from ad_keras.errors import UsageError
 
 
-def main(_) -> None:
-    """Trains both and prints their accuracies on the test set."""
-    encoder = load_encoder(ENCODER.value)
-    image_shape = encoder.inputs[0].shape[1:]
+@dataclasses.dataclass(frozen=True)
+class ClassifyConfig:
+    """Trains a linear layer on a frozen encoder, then both, and scores them on test images."""
+
+    encoder: str = flag("saved_models/synth_digits", "Flags", "folder of an export")
+    dataset: str = flag("synth_digits", "Flags", "data set with labels")
+    data_dir: str | None = flag(None, "Flags", "folder of prepared TensorFlow Datasets")
+    epochs: int = flag(5, "Flags", "epochs of each of the two trainings")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains both and prints their accuracies on the test set.
+
+    Args:
+        argv: the program's name and its flags.
+    """
+    config = parse(ClassifyConfig, argv, "python examples/classify.py")
+    with quiet_start():
+        import keras
+        import tensorflow as tf
+
+        from ad_keras import load_encoder
+        from ad_keras.data import load
+
+    # A rewriting of graphs that gives up at the gradient of a leaky rectifier, with a message.
+    tf.config.optimizer.set_experimental_options({"remapping": False})
+    encoder = load_encoder(config.encoder)
+    image_size = encoder.inputs[0].shape[1]
     train, test = (
-        load(DATASET.value, split, data_dir=DATA_DIR.value, image_size=image_shape[0])
+        load(config.dataset, split, data_dir=config.data_dir, image_size=image_size)
         for split in ("train", "test")
     )
+    if train.labels is None:
+        raise UsageError(f"--dataset={config.dataset} has no labels: sort it into class folders.")
     logits = keras.layers.Dense(len(train.class_names))(encoder.output["latent"])
     classifier = keras.Model(encoder.input, logits)
 
@@ -32,7 +53,7 @@ def main(_) -> None:
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
-        classifier.fit(train.images, train.labels, epochs=EPOCHS.value, verbose=0)
+        classifier.fit(train.images, train.labels, epochs=config.epochs, verbose=2)
         return classifier.evaluate(test.images, test.labels, verbose=0, return_dict=True)[
             "accuracy"
         ]
@@ -44,4 +65,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -1,5 +1,6 @@
 """What several test files share: a small folder of images, and runs on it that take a second."""
 
+import contextlib
 import dataclasses
 import shutil
 import sys
@@ -11,6 +12,10 @@ from PIL import Image
 
 from ad_keras import cli
 from ad_keras.config import Config
+
+# PyTorch's builds for GPUs load it later, when it crashes because TensorFlow is there.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -186,6 +186,17 @@ class TestOtherFlags:
         assert Path(copied.run_dir, "flags.json").read_text() == before
         assert newest_step(Path(copied.run_dir)) == 24
 
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_folder_of_runs_is_no_runs_folder(self, copied, flags_of, outcome, overwrite):
+        folder = Path(copied.run_dir)
+        above = dataclasses.replace(copied, run_dir=str(folder.parent), overwrite=overwrite)
+        before = sorted(folder.parent.iterdir())
+        status, _, error = outcome(program.main, *flags_of(above))
+        assert status == 2
+        assert f"{folder.parent} is a folder of run folders" in error
+        assert f"--run_dir={folder.parent / 'new'}" in error
+        assert sorted(folder.parent.iterdir()) == before
+
     def test_overwrite_starts_anew_and_deletes_only_what_a_run_makes(
         self, copied, tiny, tmp_path, state_of, assert_same_state
     ):

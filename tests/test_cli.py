@@ -97,9 +97,9 @@ def test_missing_flagfile_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("--count=few", "--count=few"),
-        ("--count=1.5", "--count=1.5"),
-        ("--share=half", "--share=half"),
+        ("--count=few", "--count=few: it must be a whole number"),
+        ("--count=1.5", "--count=1.5: it must be a whole number"),
+        ("--share=half", "--share=half: it must be a number"),
         ("--kind=odd", "plain|fancy"),
         ("--loud=perhaps", "--loud=perhaps"),
         ("--count", "--count"),

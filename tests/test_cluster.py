@@ -312,6 +312,17 @@ def test_a_missing_tpu_is_a_usage_error(monkeypatch):
         connect.__wrapped__("tpu")
 
 
+@pytest.mark.parametrize("told", ["--strategy=multi_worker", "--strategy=tpu"])
+def test_a_missing_cluster_is_one_line(told, tmp_path):
+    free = {"TF_CONFIG": "", "TPU_NAME": "local"}
+    ((status, output, errors),) = ended([start(["-m", "ad_keras.train", told], tmp_path, **free)])
+    assert (status, output) == (2, "")
+    assert errors.startswith(f"error: {told} ")
+    assert errors.count("\n") == 1
+    assert len(errors) < 300
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_device_by_default(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     cluster = connect.__wrapped__("auto")

@@ -64,6 +64,19 @@ def test_example_prints_both_accuracies(workplace, image_folder):
         timeout=120,
         check=True,
     )
+    assert example.stderr == ""
     frozen, tuned = re.findall(r": +([\d.]+)%", example.stdout)
     assert 0 <= float(frozen) <= 100
     assert 0 <= float(tuned) <= 100
+
+
+def test_example_without_an_export_says_so(tmp_path):
+    example = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "classify.py"), "--encoder=nowhere"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert example.returncode == 2
+    assert example.stderr == "error: nowhere is not an export: it has no encoder.keras.\n"

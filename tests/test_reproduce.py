@@ -125,6 +125,22 @@ def test_dry_run_tells_what_is_to_be_done_and_writes_nothing(dry):
     assert lines[3] == ["total", "18", "under 1 min"]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "-"),
+        (20, "under 1 min"),
+        (59.6 * 60, "1 h 00 min"),
+        (10799, "3 h 00 min"),
+        (4000, "1 h 07 min"),
+    ],
+)
+def test_times_are_of_hours_and_minutes(seconds, text):
+    from ad_keras.reproduction.runs import _duration
+
+    assert _duration(seconds) == text
+
+
 def test_an_unfinished_run_is_continued_not_begun_again(reproduced, workplace):
     _, first_epoch = reproduced
     assert len(first_epoch) == 2
@@ -328,6 +344,13 @@ def test_several_seeds_give_mean_and_standard_error_and_must_differ_clearly():
     assert f"difference {100 * difference:+.1f} ± {100 * error:.1f} percentage" in finding.figures
     near = {**runs, "no_rem": [results(probe=a) for a in (0.58, 0.66, 0.60)]}
     assert findings.separability(measured(**near), "probe")[0].verdict == UNDECIDED
+
+
+def test_figures_that_are_shown_as_the_same_decide_nothing():
+    runs = {"full": [results(probe=0.61)], "no_rem": [results(probe=0.6097)]}
+    assert findings.separability(measured(**runs), "probe")[0].verdict == UNDECIDED
+    runs["no_rem"] = [results(probe=0.6085)]
+    assert findings.separability(measured(**runs), "probe")[0].verdict == AGREES
 
 
 def test_a_figure_that_is_not_finite_is_not_judged():

@@ -591,7 +591,7 @@ class TestCommandLine:
         for path in re.findall(r"^Dreams: (.*)$", out, re.MULTILINE):
             assert Path(path).is_file()
 
-    def test_fewer_epochs_than_were_trained_are_exported_as_they_are(
+    def test_fewer_epochs_than_were_trained_are_refused(
         self, tiny, tmp_path, flags_of, outcome, monkeypatch
     ):
         config = tiny(tmp_path, epochs=3)
@@ -609,10 +609,14 @@ class TestCommandLine:
             patch.setattr(callbacks.Reports, "on_epoch_end", stop)
             with pytest.raises(Stopped):
                 train(config)
-        for epochs in (2, 1):
-            status, out, error = outcome(program.main, *flags_of(config), f"--epochs={epochs}")
-            assert (status, error) == (0, "")
-            assert "2 epochs" in out
+        before = (tmp_path / "run" / "flags.json").read_bytes()
+        status, out, error = outcome(program.main, *flags_of(config), "--epochs=1")
+        assert (status, out) == (2, "")
+        assert "is in epoch 2 (step 12), beyond --epochs=1: use --epochs=2 or more" in error
+        assert (tmp_path / "run" / "flags.json").read_bytes() == before
+        status, out, error = outcome(program.main, *flags_of(config), "--epochs=2")
+        assert (status, error) == (0, "")
+        assert "2 epochs" in out
 
     @pytest.mark.parametrize("step", [4, 6])
     def test_interrupted_step_is_finished_saved_and_continued_from(

@@ -4,6 +4,7 @@
 which every mini-batch is a function of (seed, step) alone.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ad_keras.errors import RunError, UsageError
 
@@ -89,10 +90,14 @@ def resolve(dataset: str) -> Path | None:
     folder = Path(dataset).expanduser()
     if dataset and folder.is_dir():
         return folder
-    near = difflib.get_close_matches(name, DATASETS, n=2, cutoff=0.5) or list(DATASETS)
+    near = difflib.get_close_matches(name.lower(), DATASETS, n=2, cutoff=0.5)
     raise UsageError(
         f"--dataset={dataset} is neither a data set nor an existing folder. "
-        f"Did you mean {' or '.join(near)}?"
+        + (
+            f"Did you mean {' or '.join(near)}?"
+            if near
+            else f"The data sets are {', '.join(DATASETS)}."
+        )
     )
 
 
@@ -266,10 +271,15 @@ def _prepare(builder, name: str, dataset: str, where: Path) -> None:
     """Downloads, or generates, what is not there yet."""
     if name in _SOURCES and not reachable(_SOURCES[name]):
         raise UsageError(_missing(dataset, where, f"{_SOURCES[name]} cannot be reached"))
+    generated = name not in _SOURCES
+    if generated:
+        print(f"Generating {name} in {where}", flush=True)
     try:
-        builder.download_and_prepare()
+        # TensorFlow Datasets tells of a download, and of sizes that it does not know.
+        with contextlib.redirect_stdout(None) if generated else contextlib.nullcontext():
+            builder.download_and_prepare()
     except Exception as error:  # the many ways in which a download fails
-        if name in _SOURCES:
+        if not generated:
             raise UsageError(_missing(dataset, where, _one_line(error))) from error
         raise RunError(f"{dataset} cannot be generated in {where}: {_one_line(error)}.") from error
 
@@ -344,8 +354,11 @@ def _read(path: Path, image_size: int) -> np.ndarray:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             pixels = _rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # The text of this one names an object in memory.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "neither PNG nor JPEG" if unknown else _one_line(error)
         raise RunError(
-            f"{path} is not a readable image ({_one_line(error)}): repair or remove it."
+            f"{path} is not a readable image ({reason}): repair or remove it."
         ) from error
     height, width, _ = pixels.shape
     if height != width:

@@ -5,8 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by all kinds of colour vision; shapes tell the rest.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#B8A400")
+# Okabe and Ito's colours, told apart by all kinds of colour vision, and two more, so that ten
+# classes have ten; shapes tell the rest.
+_COLOURS = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"),
+    *("#D55E00", "#000000", "#B8A400", "#999999", "#6F2DA8"),
+)
 _SHAPES = "osD^vPX*<>"
 _POINTS = 2000  # of a map; more would hide each other
 _MOST_NAMES = 20  # classes whose names fit along an axis
@@ -157,7 +161,7 @@ def _map(
     for label in np.unique(classes):
         axes.scatter(
             *coordinates[classes == label].T,
-            s=9,
+            s=14,
             linewidths=0,
             alpha=0.8,
             color=_COLOURS[label % len(_COLOURS)],

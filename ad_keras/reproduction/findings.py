@@ -381,6 +381,8 @@ def _ahead(
     shown += f"; difference {scale * difference:+.{digits}f}"
     if any(value.sem is None for value in values):
         verdict = AGREES if difference > 0 else DISAGREES
+        if not round(scale * difference, digits):
+            verdict = UNDECIDED
         return Finding(claim, verdict, f"{shown}{points} (one seed, so without standard error)")
     error = math.hypot(*(value.sem for value in values))
     shown += f" ± {scale * error:.{digits}f}{points}"

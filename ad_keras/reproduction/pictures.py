@@ -192,7 +192,7 @@ def _line(
         means,
         color=colour,
         linestyle=dashes,
-        marker=shape if markers else None,
+        marker=shape if markers or len(places) == 1 else None,
         markersize=4,
         label=TITLES[condition],
     )
@@ -205,7 +205,10 @@ def _line(
 
 def _epochs(axes: Axes) -> None:
     axes.set_xlabel("epochs")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    low, high = axes.get_xlim()
+    if high - low < 1:  # a single epoch, or none
+        axes.set_xlim(low - 1, high + 1)
 
 
 def _chance(axes: Axes, chance: float) -> None:

@@ -266,9 +266,7 @@ def _read_json(file: Path) -> dict:
 def _duration(seconds: float) -> str:
     if not seconds:
         return "-"
-    minutes = seconds / 60
-    if minutes < 1:
-        return "under 1 min"
-    return (
-        f"{minutes:.0f} min" if minutes < 60 else f"{minutes // 60:.0f} h {minutes % 60:02.0f} min"
-    )
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min" if minutes else "under 1 min"
