@@ -184,7 +184,11 @@ def batches(
         return tf.gather(pool, order)
 
     numbers = tf.data.Dataset.range(first * len(parts), last * len(parts))
-    return numbers.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4)
+    options = tf.data.Options()
+    # They would rewrite the graph, and to that end copy what it refers to: all images.
+    options.experimental_optimization.apply_default_optimizations = False
+    steps = numbers.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4)
+    return steps.with_options(options)
 
 
 def reachable(address: str) -> bool:
