@@ -79,7 +79,7 @@ REFUSED = [
     ("mix_recent", "1.5", "between 0 and 1"),
     ("mix_memories", "-0.5", "between 0 and 1"),
     ("epochs", "0", "at least 1"),
-    ("epochs", "many", "int"),
+    ("epochs", "many", "whole number"),
     ("batch_size", "1", "at least 2"),
     ("batch_size", "-8", "at least 2"),
     ("encoder_learning_rate", "0.0", "above 0"),
