@@ -62,10 +62,10 @@ def open_run(config: Config, kind: FolderKind = RUN) -> Iterator[Path]:
 
     Raises:
         UsageError: if another process uses the folder, it belongs to a run with other flags, or
-            there are runs in it.
+            it is not a run's and there are runs in it.
     """
     folder = config.run_path
-    if next(folder.glob(f"*/{kind.flags_file}"), None):
+    if not (folder / kind.flags_file).exists() and next(folder.glob(f"*/{kind.flags_file}"), None):
         raise UsageError(
             f"{folder} is a folder of {kind.name} folders: name one in it, such as "
             f"{kind.flag}={folder / 'new'}."

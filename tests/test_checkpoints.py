@@ -197,6 +197,13 @@ class TestOtherFlags:
         assert f"--run_dir={folder.parent / 'new'}" in error
         assert sorted(folder.parent.iterdir()) == before
 
+    def test_run_within_a_runs_folder_does_not_lock_it(self, copied):
+        inner = Path(copied.run_dir, "inner")
+        with open_run(dataclasses.replace(copied, run_dir=str(inner))):
+            pass
+        with open_run(copied) as folder:
+            assert folder == Path(copied.run_dir)
+
     def test_overwrite_starts_anew_and_deletes_only_what_a_run_makes(
         self, copied, tiny, tmp_path, state_of, assert_same_state
     ):
