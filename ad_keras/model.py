@@ -339,16 +339,17 @@ class PAD(keras.Model):
         return loss, latents
 
     def _nrem_loss(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        keys = tf.random.split(key, 3)
+        keys = tf.random.split(key, 2, alg="philox")
         if self._settings["nrem_mixed"]:
-            latents = self.mix(latents, recalled, keys[2])
+            latents = self.mix(latents, recalled, keys[0])
         dreams = tf.stop_gradient(self.generator(latents, training=True))
         per_image = self._settings["occlusion_per_image"]
         masks = tf.shape(dreams)[0] * replicas.count() if per_image else 1
+        draws = tf.random.split(keys[1], 2, alg="philox")
         probabilities, tiles = sample_occlusion(
-            keys[0], masks, self._settings["occlusion_range"], self._settings["tile_range"]
+            draws[0], masks, self._settings["occlusion_range"], self._settings["tile_range"]
         )
-        mask = occlusion_mask(keys[1], probabilities, tiles, *dreams.shape[1:3])
+        mask = occlusion_mask(draws[1], probabilities, tiles, *dreams.shape[1:3])
         mask = replicas.own(mask) if per_image else mask
         recovered = self.encoder(occlude(dreams, mask), training=True)["latent"]
         return self._weigh("nrem/latent_loss", losses.latent_loss(latents, recovered))
@@ -375,7 +376,7 @@ class PAD(keras.Model):
     def _key(self, phase: str, step: tf.Tensor | None = None) -> tf.Tensor:
         """The key of a phase's random numbers; test batches count as negative steps."""
         key = tf.constant([self._settings["seed"], PHASES.index(phase)], tf.int64)
-        return tf.random.fold_in(key, self.step.value if step is None else step)
+        return tf.random.fold_in(key, self.step.value if step is None else step, alg="philox")
 
     def _images(self, data) -> tf.Tensor:
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
@@ -423,7 +424,7 @@ class _GlobalMean(keras.metrics.Metric):
 def _noise(latents: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     """Standard normal, of which every replica has its part."""
     shape = tf.shape(latents) * [replicas.count(), 1]
-    return replicas.own(tf.random.stateless_normal(shape, key))
+    return replicas.own(tf.random.stateless_normal(shape, key, alg="philox"))
 
 
 def _mean_probability(logits: tf.Tensor) -> tf.Tensor:

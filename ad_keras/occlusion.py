@@ -24,11 +24,18 @@ def sample_occlusion(
     Returns:
         Probabilities, float32 [count], and tile sizes in pixels, int32 [count].
     """
-    seeds = tf.random.split(seed, 2)
+    seeds = tf.random.split(seed, 2, alg="philox")
     low, high = probability_range
-    probabilities = low + (high - low) * tf.random.stateless_uniform([count], seeds[0])
+    probabilities = low + (high - low) * tf.random.stateless_uniform(
+        [count], seeds[0], alg="philox"
+    )
     tiles = tf.random.stateless_uniform(
-        [count], seeds[1], minval=tile_range[0], maxval=tile_range[1] + 1, dtype=tf.int32
+        [count],
+        seeds[1],
+        minval=tile_range[0],
+        maxval=tile_range[1] + 1,
+        dtype=tf.int32,
+        alg="philox",
     )
     return probabilities, tiles
 
@@ -50,7 +57,7 @@ def occlusion_mask(
     """
     count = tf.shape(probabilities)[0]
     # One number for each pixel is enough for tiles of any size: tile (a, b) reads number (a, b).
-    draws = tf.random.stateless_uniform([count, height, width], seed)
+    draws = tf.random.stateless_uniform([count, height, width], seed, alg="philox")
     rows = tf.range(height) // tiles[:, None]  # [N, height]
     columns = tf.range(width) // tiles[:, None]  # [N, width]
     draws = tf.gather(draws, rows, axis=1, batch_dims=1)

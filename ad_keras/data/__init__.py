@@ -152,13 +152,14 @@ def batches(
 ) -> "tf.data.Dataset":
     """The mini-batches of training steps `first` to `last` - 1.
 
-    Every epoch visits the images in a new random order and drops the incomplete mini-batch. A
-    step's images depend on the seed and on the step, not on the steps before.
+    Every epoch visits the images in a random order of its own, `np.random.default_rng([seed,
+    epoch]).permutation(N)`, and drops the incomplete mini-batch. A step's images depend on the
+    seed and on the step, not on the steps before.
 
     Args:
         images: uint8 [N, H, W, C]. An array is copied.
         batch_size: at most N.
-        seed: of the order.
+        seed: of the order, 0 or more.
         first: step to begin with; the epoch is `first // (N // batch_size)`.
         last: step to end before.
         parts: which parts of every mini-batch to give, one after the other.
@@ -169,26 +170,32 @@ def batches(
     """
     import tensorflow as tf
 
-    steps_per_epoch = len(images) // batch_size
-    highest = tf.constant(len(images) - 1, tf.int64)
+    count = len(images)
+    steps_per_epoch = count // batch_size
     # A captured NumPy array would be copied into the graph; a tensor is referred to.
     pool = tf.convert_to_tensor(images)
 
-    size = batch_size // of
+    def order(epoch: np.int64) -> np.ndarray:
+        return np.random.default_rng([seed, epoch]).permutation(count)
 
-    def batch(number: tf.Tensor) -> tf.Tensor:
-        step, part = number // len(parts), parts.start + number % len(parts)
-        epoch, offset = step // steps_per_epoch, step % steps_per_epoch
-        positions = offset * batch_size + part * size + tf.range(size, dtype=tf.int64)
-        order = tf.random.experimental.index_shuffle(positions, tf.stack([seed, epoch]), highest)
-        return tf.gather(pool, order)
+    def mini_batches(epoch: tf.Tensor) -> tf.data.Dataset:
+        indices = tf.ensure_shape(tf.numpy_function(order, [epoch], tf.int64), [count])
+        indices = tf.reshape(indices[: steps_per_epoch * batch_size], [-1, of, batch_size // of])
+        own = tf.reshape(indices[:, parts.start : parts.stop], [-1, batch_size // of])
+        return tf.data.Dataset.from_tensor_slices(own)
 
-    numbers = tf.data.Dataset.range(first * len(parts), last * len(parts))
+    first_epoch, last_epoch = first // steps_per_epoch, -(-last // steps_per_epoch)
+    begin = (first - first_epoch * steps_per_epoch) * len(parts)
+    size = (last - first) * len(parts)
+    chosen = tf.data.Dataset.range(first_epoch, last_epoch).flat_map(mini_batches)
+    steps = chosen.skip(begin).take(size).apply(tf.data.experimental.assert_cardinality(size))
     options = tf.data.Options()
     # They would rewrite the graph, and to that end copy what it refers to: all images.
     options.experimental_optimization.apply_default_optimizations = False
-    steps = numbers.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4)
-    return steps.with_options(options)
+    steps = steps.map(
+        lambda indices: tf.gather(pool, indices), num_parallel_calls=2, deterministic=True
+    )
+    return steps.prefetch(4).with_options(options)
 
 
 def reachable(address: str) -> bool:
