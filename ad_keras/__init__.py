@@ -7,11 +7,11 @@ and adversarial dreaming", eLife 11:e76384.
 import importlib
 
 _HOMES = {
-    "PAD": "ad_keras.model",
-    "build_encoder": "ad_keras.networks",
-    "build_generator": "ad_keras.networks",
-    "export_networks": "ad_keras.saved_model",
-    "load_encoder": "ad_keras.saved_model",
+    "PAD": "ad_keras.pad.model",
+    "build_encoder": "ad_keras.pad.networks",
+    "build_generator": "ad_keras.pad.networks",
+    "export_networks": "ad_keras.runs.export",
+    "load_encoder": "ad_keras.runs.export",
 }
 
 __all__ = list(_HOMES)

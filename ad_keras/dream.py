@@ -58,8 +58,8 @@ def main(argv: Sequence[str]) -> None:
     if flags.dataset:
         resolve(flags.dataset)
     with quiet_start():
-        from ad_keras import figures
-        from ad_keras.training import restore_export, restore_run
+        from ad_keras.runs import pictures
+        from ad_keras.runs.training import restore_export, restore_run
     source = Path(flags.run_dir or flags.export)
     config, model = restore_run(source) if flags.run_dir else restore_export(source)
     images = _choose(
@@ -72,9 +72,9 @@ def main(argv: Sequence[str]) -> None:
     default = source / "figures" if flags.run_dir else Path("dreams")
     folder = Path(flags.output_dir) if flags.output_dir else default
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(figures.overview(model, images, flags.seed)).save(folder / "sheet.png")
-    walk = figures.loop(model, images[:_STOPS], _STEPS)
-    figures.save_loop(folder / "walk.gif", walk, pause_every=_STEPS)
+    Image.fromarray(pictures.overview(model, images, flags.seed)).save(folder / "sheet.png")
+    walk = pictures.loop(model, images[:_STOPS], _STEPS)
+    pictures.save_loop(folder / "walk.gif", walk, pause_every=_STEPS)
     print(f"Memories and dreams: {folder / 'sheet.png'}")
     print(f"A walk through memories: {folder / 'walk.gif'}")
 

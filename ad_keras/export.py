@@ -30,8 +30,8 @@ def main(argv: Sequence[str]) -> None:
     """
     flags = parse(ExportConfig, argv, "python -m ad_keras.export")
     with quiet_start():
-        from ad_keras.saved_model import export_networks
-        from ad_keras.training import export_metadata, restore_run
+        from ad_keras.runs.export import export_networks
+        from ad_keras.runs.training import export_metadata, restore_run
     config, model = restore_run(Path(flags.run_dir))
     folder = Path(flags.saved_model_dir) if flags.saved_model_dir else config.export_path
     export_networks(model, folder, export_metadata(config))

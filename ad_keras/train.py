@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from ad_keras.cli import parse, quiet_start, run
-from ad_keras.config import Config
 from ad_keras.data import resolve
+from ad_keras.runs.config import Config
 
 
 def main(argv: Sequence[str]) -> None:
@@ -16,8 +16,8 @@ def main(argv: Sequence[str]) -> None:
     config = parse(Config, argv, "python -m ad_keras.train")
     resolve(config.dataset)
     with quiet_start():
-        from ad_keras.cluster import connect
-        from ad_keras.training import train
+        from ad_keras.compute.cluster import connect
+        from ad_keras.runs.training import train
 
         connect(config.strategy)
     result = train(config)

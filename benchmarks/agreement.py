@@ -67,9 +67,9 @@ def compare(config: AgreementConfig) -> dict[str, dict[str, np.ndarray]]:
     from peer import Peer
 
     from ad_keras import data
-    from ad_keras.config import Config
-    from ad_keras.model import as_signed
-    from ad_keras.training import build_model
+    from ad_keras.data.pixels import as_signed
+    from ad_keras.runs.config import Config
+    from ad_keras.runs.training import build_model
 
     tf.config.optimizer.set_experimental_options({"remapping": False})  # as `training.train` does
     settings = {"latent_dim": config.latent_dim, "base_filters": config.base_filters}
@@ -134,8 +134,8 @@ def _draws(config: AgreementConfig) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The mask [32, 32] and noise [B, latent_dim, 1, 1] that PAD draws at each step."""
     import tensorflow as tf
 
-    from ad_keras.model import PHASES
-    from ad_keras.occlusion import occlusion_mask, sample_occlusion
+    from ad_keras.pad.model import PHASES
+    from ad_keras.pad.perturbations import occlusion_mask, sample_occlusion
 
     for step in range(config.steps):
         nrem, rem = (

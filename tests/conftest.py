@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ad_keras import cli
-from ad_keras.config import Config
+from ad_keras.runs.config import Config
 
 # PyTorch's builds for GPUs load it later, when it crashes because TensorFlow is there.
 with contextlib.suppress(ImportError):
@@ -89,7 +89,7 @@ def outcome(monkeypatch, capsys):
 @pytest.fixture(scope="session")
 def finished(tiny, tmp_path_factory):
     """Configuration and result of a finished run of four epochs, which no test may change."""
-    from ad_keras.training import train
+    from ad_keras.runs.training import train
 
     config = tiny(
         tmp_path_factory.mktemp("finished"),

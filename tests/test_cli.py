@@ -7,8 +7,8 @@ import pytest
 
 from ad_keras import export, train
 from ad_keras.cli import flag, parse, run
-from ad_keras.config import Config
 from ad_keras.errors import Interrupted, RunError, UsageError
+from ad_keras.runs.config import Config
 
 PROGRAMS = {"train": train.main, "export": export.main}
 

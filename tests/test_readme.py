@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from ad_keras import PAD
-from ad_keras.training import train
+from ad_keras.runs.training import train
 
 ROOT = Path(__file__).parents[1]
 SNIPPETS = re.findall(

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from ad_keras.checkpoints import write_atomically
 from ad_keras.evaluation import plots
 from ad_keras.evaluation.published import LINEAR_SEPARABILITY
+from ad_keras.runs.checkpoints import write_atomically
 
 _TITLES = {
     "probe": "linear probe (the paper's, SGD)",

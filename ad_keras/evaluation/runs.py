@@ -8,8 +8,6 @@ from pathlib import Path
 import tensorflow as tf
 
 from ad_keras import data
-from ad_keras.checkpoints import Checkpoints, completed_epochs, load_config
-from ad_keras.config import RUN_ONLY, Config
 from ad_keras.data import ImageSet
 from ad_keras.errors import RunError, UsageError
 from ad_keras.evaluation import report
@@ -22,8 +20,10 @@ from ad_keras.evaluation.features import (
     short_name,
 )
 from ad_keras.evaluation.suite import OF_DREAMS, Suite, check
-from ad_keras.model import PAD
-from ad_keras.training import build_model, restore_export, restore_run
+from ad_keras.pad.model import PAD
+from ad_keras.runs.checkpoints import Checkpoints, completed_epochs, load_config
+from ad_keras.runs.config import RUN_ONLY, Config
+from ad_keras.runs.training import build_model, restore_export, restore_run
 
 _PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy")
 

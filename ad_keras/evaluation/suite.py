@@ -12,17 +12,18 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from ad_keras.data import ImageSet
+from ad_keras.data.pixels import to_pixels
 from ad_keras.errors import UsageError
 from ad_keras.evaluation.config import METRICS
-from ad_keras.evaluation.distances import distance_ratios
-from ad_keras.evaluation.distribution import density_coverage, fid_from_moments, kid, moments
 from ad_keras.evaluation.features import FeatureExtractor, cached
-from ad_keras.evaluation.latents import encode, encode_occluded
-from ad_keras.evaluation.maps import pca_map, tsne_map
-from ad_keras.evaluation.neighbours import knn_accuracy
-from ad_keras.evaluation.probe import ProbeResult, linear_probe, ridge_probe
-from ad_keras.model import PAD, to_pixels
-from ad_keras.occlusion import occlude, occlusion_mask, sample_occlusion
+from ad_keras.measures.distances import distance_ratios
+from ad_keras.measures.distribution import density_coverage, fid_from_moments, kid, moments
+from ad_keras.measures.latents import encode, encode_occluded
+from ad_keras.measures.maps import pca_map, tsne_map
+from ad_keras.measures.neighbours import knn_accuracy
+from ad_keras.measures.probe import ProbeResult, linear_probe, ridge_probe
+from ad_keras.pad.model import PAD
+from ad_keras.pad.perturbations import occlude, occlusion_mask, sample_occlusion
 
 OF_DREAMS = ("fid", "kid", "density_coverage")
 """Those that compare dreams with real images, in the features of a network."""

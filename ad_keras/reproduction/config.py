@@ -5,9 +5,9 @@ import difflib
 from pathlib import Path
 
 from ad_keras.cli import flag
-from ad_keras.config import CONDITIONS, Config
 from ad_keras.errors import UsageError
 from ad_keras.evaluation.config import EvaluateConfig
+from ad_keras.runs.config import CONDITIONS, Config
 
 TABLE_1 = ("full", "no_memory_mix", "no_rem", "no_nrem", "wake_only")
 """The conditions that the paper's Table 1 compares, in its order."""
@@ -110,7 +110,7 @@ class ReproduceConfig:
         """The training run of a condition and a seed, in its folder.
 
         Args:
-            condition: of `ad_keras.config.CONDITIONS`.
+            condition: of `ad_keras.runs.config.CONDITIONS`.
             seed: of the run.
         """
         name = self._plain_name(condition, seed)

@@ -9,13 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from ad_keras import data, figures
-from ad_keras.checkpoints import Checkpoints
-from ad_keras.config import Config
+from ad_keras import data
 from ad_keras.evaluation.plots import readable
-from ad_keras.model import PAD
+from ad_keras.pad.model import PAD
 from ad_keras.reproduction.findings import TITLES, Measurements, Statistic
-from ad_keras.training import restore_run
+from ad_keras.runs import pictures
+from ad_keras.runs.checkpoints import Checkpoints
+from ad_keras.runs.config import Config
+from ad_keras.runs.training import restore_run
 
 # Okabe and Ito's colours, told apart by all kinds of colour vision; shapes tell the rest.
 _STYLES = {
@@ -166,12 +167,12 @@ def loss_curves(measured: Measurements) -> bytes:
 def _dream_sheet(model: PAD, images: np.ndarray) -> bytes:
     # NREM's and REM's rows begin with the images that wake's have already.
     rows = [
-        *figures.wake_rows(model, images),
-        *figures.nrem_rows(model, images, _SEED)[1:],
-        *figures.rem_rows(model, images, np.roll(images, -1, axis=0), _SEED)[2:],
+        *pictures.wake_rows(model, images),
+        *pictures.nrem_rows(model, images, _SEED)[1:],
+        *pictures.rem_rows(model, images, np.roll(images, -1, axis=0), _SEED)[2:],
     ]
     file = io.BytesIO()
-    Image.fromarray(figures.sheet(rows)).save(file, "png")
+    Image.fromarray(pictures.sheet(rows)).save(file, "png")
     return file.getvalue()
 
 

@@ -9,14 +9,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ad_keras.checkpoints import write_atomically
-from ad_keras.config import Config
 from ad_keras.evaluation.features import short_name
 from ad_keras.evaluation.plots import readable
 from ad_keras.evaluation.published import LINEAR_SEPARABILITY
 from ad_keras.reproduction import findings, pictures
 from ad_keras.reproduction.config import ReproduceConfig
 from ad_keras.reproduction.findings import TITLES, Finding, Measurements
+from ad_keras.runs.checkpoints import write_atomically
+from ad_keras.runs.config import Config
 
 _OTHER_TILES = (1, 2, 8)
 _KINDS = ("reconstructions", "nrem_replayed", "nrem", "rem")

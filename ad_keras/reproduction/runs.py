@@ -10,10 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from ad_keras import data
-from ad_keras.checkpoints import completed_epochs, load_config, refuse_other_flags
 from ad_keras.cli import interruptible
-from ad_keras.cluster import refuse_workers
-from ad_keras.config import Config
+from ad_keras.compute.cluster import refuse_workers
 from ad_keras.errors import UsageError
 from ad_keras.evaluation.config import EvaluateConfig
 from ad_keras.evaluation.runs import evaluate
@@ -21,7 +19,9 @@ from ad_keras.evaluation.suite import check
 from ad_keras.reproduction.config import ReproduceConfig
 from ad_keras.reproduction.findings import Measurements
 from ad_keras.reproduction.report import write_report
-from ad_keras.training import build_model, train
+from ad_keras.runs.checkpoints import completed_epochs, load_config, refuse_other_flags
+from ad_keras.runs.config import Config
+from ad_keras.runs.training import build_model, train
 
 _WARM_UP_STEPS, _MEASURED_STEPS = 4, 10
 
@@ -31,7 +31,7 @@ class Run:
     """A training run of the reproduction.
 
     Attributes:
-        condition: of `ad_keras.config.CONDITIONS`.
+        condition: of `ad_keras.runs.config.CONDITIONS`.
         config: of its training.
         completed: how many epochs it has behind it.
         finished: whether nothing is left to train or to export.

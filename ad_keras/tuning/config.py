@@ -5,8 +5,8 @@ import difflib
 from pathlib import Path
 
 from ad_keras.cli import flag
-from ad_keras.config import RUN_ONLY, Config
 from ad_keras.errors import UsageError
+from ad_keras.runs.config import RUN_ONLY, Config
 from ad_keras.tuning.space import SPACE
 
 _TRAINING, _RUN, _SEARCH = "Training", "Run", "Search"

@@ -25,7 +25,12 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.summary import session_end_pb
 
 from ad_keras import data
-from ad_keras.checkpoints import (
+from ad_keras.cli import interruptible
+from ad_keras.compute.cluster import refuse_workers
+from ad_keras.errors import Interrupted, RunError, UsageError
+from ad_keras.measures.latents import encode
+from ad_keras.measures.probe import linear_probe, ridge_probe
+from ad_keras.runs.checkpoints import (
     FolderKind,
     failures_explained,
     load_config,
@@ -33,13 +38,8 @@ from ad_keras.checkpoints import (
     refuse_other_flags,
     write_atomically,
 )
-from ad_keras.cli import interruptible
-from ad_keras.cluster import refuse_workers
-from ad_keras.config import Config
-from ad_keras.errors import Interrupted, RunError, UsageError
-from ad_keras.evaluation.latents import encode
-from ad_keras.evaluation.probe import linear_probe, ridge_probe
-from ad_keras.training import hyper_parameters, restore_run, train
+from ad_keras.runs.config import Config
+from ad_keras.runs.training import hyper_parameters, restore_run, train
 from ad_keras.tuning.config import MAY_CHANGE, TuneConfig
 from ad_keras.tuning.distributed import Role, check_port, role, wait_for_chief
 from ad_keras.tuning.results import FAILED, FINISHED, UNFINISHED, UNTUNED, Results, Trial, as_flags

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ad_keras.config import Config
+from ad_keras.runs.config import Config
 
 
 @dataclasses.dataclass(frozen=True)

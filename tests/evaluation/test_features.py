@@ -9,8 +9,8 @@ import pytest
 from ad_keras.data import ImageSet
 from ad_keras.errors import UsageError
 from ad_keras.evaluation import features
-from ad_keras.evaluation.distribution import fid
 from ad_keras.evaluation.features import classifier_features, data_key, inception_features
+from ad_keras.measures.distribution import fid
 
 SIZE = 16
 

@@ -9,14 +9,14 @@ from ad_keras.data import ImageSet
 from ad_keras.errors import UsageError
 from ad_keras.evaluation import suite
 from ad_keras.evaluation.config import METRICS
-from ad_keras.evaluation.distances import distance_ratios
-from ad_keras.evaluation.distribution import density_coverage, fid
 from ad_keras.evaluation.features import FeatureExtractor
-from ad_keras.evaluation.latents import encode, encode_occluded
-from ad_keras.evaluation.maps import pca_map
-from ad_keras.evaluation.neighbours import knn_accuracy
-from ad_keras.evaluation.probe import linear_probe, ridge_probe
 from ad_keras.evaluation.suite import Suite, check, dreams
+from ad_keras.measures.distances import distance_ratios
+from ad_keras.measures.distribution import density_coverage, fid
+from ad_keras.measures.latents import encode, encode_occluded
+from ad_keras.measures.maps import pca_map
+from ad_keras.measures.neighbours import knn_accuracy
+from ad_keras.measures.probe import linear_probe, ridge_probe
 
 SIZE, LATENT = 16, 12
 

@@ -1,0 +1,1 @@
+"""The same mathematics, faster or on many devices."""

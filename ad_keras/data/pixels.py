@@ -1,0 +1,30 @@
+"""Between pixels and the values that the networks see."""
+
+import tensorflow as tf
+
+
+def as_signed(images: tf.Tensor) -> tf.Tensor:
+    """Images as the networks see them.
+
+    Args:
+        images: uint8 [..., H, W, C], or float in [-1, 1], which is passed on.
+
+    Returns:
+        float32, same shape, in [-1, 1].
+    """
+    images = tf.convert_to_tensor(images)
+    if images.dtype == tf.uint8:
+        return tf.cast(images, tf.float32) / 127.5 - 1.0
+    return tf.cast(images, tf.float32)
+
+
+def to_pixels(images: tf.Tensor) -> tf.Tensor:
+    """Images of the generator as pixels.
+
+    Args:
+        images: [..., H, W, C] in [-1, 1].
+
+    Returns:
+        uint8, same shape.
+    """
+    return tf.cast(tf.round((tf.clip_by_value(images, -1.0, 1.0) + 1.0) * 127.5), tf.uint8)

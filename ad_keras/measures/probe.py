@@ -1,0 +1,327 @@
+"""Linear probes: how much of the class a linear readout finds in the latents.
+
+Two probes, whose accuracies cannot be compared with each other:
+`linear_probe` is the protocol of Deperrois et al. (eLife 2022;11:e76384), `ridge_probe` a
+closed-form readout of standardised latents, which depends neither on the latents' scale nor on
+the length of the probe's training.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike
+from threadpoolctl import threadpool_limits
+
+from ad_keras.measures import _checks
+
+RIDGE_ALPHAS = tuple(np.logspace(-2, 6, 17).tolist())
+
+_ROWS_AT_ONCE = 8192
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProbeResult:
+    """A trained linear readout, scores = z @ weights + bias, and its result on the test set.
+
+    Attributes:
+        accuracy: Share of test examples classified correctly, 0 to 1.
+        per_class_accuracy: [C] the same for each true class; NaN if the test set has none of it.
+        confusion: [C, C] counts of test examples; rows are true classes, columns predicted ones.
+        weights: [D, C], for latents as they come from the encoder.
+        bias: [C].
+        alpha: Regularisation chosen on the validation split; None for the paper's probe.
+    """
+
+    accuracy: float
+    per_class_accuracy: np.ndarray
+    confusion: np.ndarray
+    weights: np.ndarray
+    bias: np.ndarray
+    alpha: float | None = None
+
+    def predict(self, latents: ArrayLike) -> np.ndarray:
+        """Classifies latents.
+
+        Args:
+            latents: [N, D], from the encoder the probe was trained on.
+
+        Returns:
+            [N] class numbers.
+
+        Raises:
+            ValueError: If `latents` are not finite or not of the probe's width.
+        """
+        latents = _checks.features("latents", latents)
+        if latents.shape[1] != len(self.weights):
+            raise ValueError(
+                f"latents has {latents.shape[1]} columns but the probe was trained on "
+                f"{len(self.weights)}; take both from the same encoder"
+            )
+        return _predict(latents, self.weights, self.bias)
+
+    def score(self, latents: ArrayLike, labels: ArrayLike) -> float:
+        """Scores the probe on other examples, such as occluded images.
+
+        Args:
+            latents: [N, D], from the encoder the probe was trained on.
+            labels: [N] class numbers.
+
+        Returns:
+            Share of examples classified correctly, 0 to 1.
+
+        Raises:
+            ValueError: If the arrays do not fit each other or the probe.
+        """
+        predicted = self.predict(latents)
+        return float(np.mean(predicted == _checks.class_labels("labels", labels, len(predicted))))
+
+
+def linear_probe(
+    train_latents: ArrayLike,
+    train_labels: ArrayLike,
+    test_latents: ArrayLike,
+    test_labels: ArrayLike,
+    *,
+    num_classes: int | None = None,
+    learning_rate: float = 0.2,
+    batch_size: int = 64,
+    epochs: int = 20,
+    seed: int = 0,
+) -> ProbeResult:
+    """Trains the paper's linear probe and tests it.
+
+    Softmax cross-entropy, averaged over the mini-batch, descended by plain SGD from zero weights;
+    examples are reshuffled for every epoch and an incomplete last mini-batch is dropped. Source:
+    Deperrois et al. (eLife 2022;11:e76384), Methods.
+
+    With 256 latents of unit variance, this learning rate makes SGD fluctuate, and the result with
+    it, by a few percent between seeds. A last step on a handful of examples would add to that as
+    much again and more, and the result would depend on what the size of the set leaves over.
+
+    Args:
+        train_latents: [N, D].
+        train_labels: [N] class numbers.
+        test_latents: [M, D].
+        test_labels: [M] class numbers.
+        num_classes: C; by default one more than the highest label.
+        learning_rate: Step size of SGD.
+        batch_size: Examples in a mini-batch; all at once if there are fewer.
+        epochs: Passes over the training set.
+        seed: Seed of the shuffling.
+
+    Returns:
+        The readout with its accuracy on the test set.
+
+    Raises:
+        ValueError: If the arrays do not fit each other, the training set has only one class, or
+            the weights overflow.
+    """
+    data = _checked(train_latents, train_labels, test_latents, test_labels, num_classes)
+    train_latents, train_labels, test_latents, test_labels, num_classes = data
+    _checks.at_least("batch_size", batch_size, 1)
+    _checks.at_least("epochs", epochs, 1)
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate is {learning_rate}; pass a positive number")
+
+    rng = np.random.default_rng(seed)
+    batch_size = min(batch_size, len(train_latents))
+    targets = np.eye(num_classes, dtype=np.float32)[train_labels]  # [N, C]
+    weights = np.zeros((train_latents.shape[1], num_classes), np.float32)
+    bias = np.zeros(num_classes, np.float32)
+    # One step is too little work to share: on a busy machine, waiting for the other threads makes
+    # wide features several times slower. Overflow is reported after the epoch.
+    with threadpool_limits(1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
+        for epoch in range(epochs):
+            order = rng.permutation(len(train_latents))
+            for start in range(0, len(order) - batch_size + 1, batch_size):
+                rows = order[start : start + batch_size]
+                batch = train_latents[rows]  # [B, D]
+                error = batch @ weights  # [B, C], turned in place from logits to the gradient
+                error += bias
+                error -= error.max(axis=1, keepdims=True)
+                np.exp(error, out=error)
+                error /= error.sum(axis=1, keepdims=True)
+                error -= targets[rows]
+                error *= np.float32(learning_rate / len(rows))
+                weights -= batch.T @ error
+                bias -= error.sum(axis=0)
+            if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
+                raise ValueError(
+                    f"the linear probe's weights overflowed in epoch {epoch + 1} with "
+                    f"learning_rate {learning_rate} and latents up to "
+                    f"{np.abs(train_latents).max():.3g}; scale the latents down or lower the rate"
+                )
+    return _tested(test_latents, test_labels, weights, bias)
+
+
+def ridge_probe(
+    train_latents: ArrayLike,
+    train_labels: ArrayLike,
+    test_latents: ArrayLike,
+    test_labels: ArrayLike,
+    *,
+    num_classes: int | None = None,
+    alphas: tuple[float, ...] = RIDGE_ALPHAS,
+    validation_share: float = 0.1,
+    seed: int = 0,
+) -> ProbeResult:
+    """Fits a ridge classifier to standardised latents and tests it.
+
+    Minimises |XW + b - T|^2 + alpha |W|^2 in closed form, where X are the latents divided by their
+    standard deviation after subtracting their mean, and T is +1 for an example's class and -1 for
+    the others. The `alpha` with the highest accuracy on a random validation part of the training
+    set is chosen, the larger one of equals, and the classifier fitted again to the whole training
+    set. The test set has no part in any of this. A constant latent gets no weight.
+
+    Args:
+        train_latents: [N, D].
+        train_labels: [N] class numbers.
+        test_latents: [M, D].
+        test_labels: [M] class numbers.
+        num_classes: C; by default one more than the highest label.
+        alphas: Regularisations to choose from, each positive.
+        validation_share: Share of the training set to choose on, between 0 and 1.
+        seed: Seed of the validation split.
+
+    Returns:
+        The readout, in terms of latents that are not standardised, with its accuracy on the test
+        set and the chosen `alpha`.
+
+    Raises:
+        ValueError: If the arrays do not fit each other, or the training set has only one class.
+    """
+    data = _checked(train_latents, train_labels, test_latents, test_labels, num_classes)
+    train_latents, train_labels, test_latents, test_labels, num_classes = data
+    if not alphas or min(alphas) <= 0:
+        raise ValueError(f"alphas is {alphas}; pass one or more positive numbers")
+    if not 0 < validation_share < 1:
+        raise ValueError(f"validation_share is {validation_share}; pass a number between 0 and 1")
+
+    order = np.random.default_rng(seed).permutation(len(train_latents))
+    held_out = min(max(1, round(validation_share * len(order))), len(order) - 1)
+    validation, fitted = order[:held_out], order[held_out:]
+    targets = 2 * np.eye(num_classes)[train_labels] - 1  # [N, C]
+    # About a common point near the mean, sums of the parts add up without losing digits.
+    origin = train_latents.mean(axis=0, dtype=np.float64)
+    fitted_sums = _ridge_sums(train_latents[fitted], targets[fitted], origin)
+    validation_sums = _ridge_sums(train_latents[validation], targets[validation], origin)
+
+    system = _ridge_system(*fitted_sums)
+    eigenvalues, basis = np.linalg.eigh(system.gram)
+    rotated = basis.T @ system.cross  # [D, C]
+    standardised = (train_latents[validation] - origin - system.mean) / system.scale
+    projected = standardised @ basis  # [V, D]
+    best_accuracy, best_alpha = -1.0, 0.0
+    for alpha in sorted(alphas, reverse=True):
+        scores = projected @ (rotated / (eigenvalues + alpha)[:, np.newaxis]) + system.target_mean
+        accuracy = np.mean(scores.argmax(axis=1) == train_labels[validation])
+        if accuracy > best_accuracy:
+            best_accuracy, best_alpha = accuracy, alpha
+
+    system = _ridge_system(*(a + b for a, b in zip(fitted_sums, validation_sums, strict=True)))
+    regularised = system.gram + best_alpha * np.eye(len(system.gram))
+    weights = scipy.linalg.solve(regularised, system.cross, assume_a="pos")
+    weights /= system.scale[:, np.newaxis]
+    bias = system.target_mean - (origin + system.mean) @ weights
+    return _tested(test_latents, test_labels, weights, bias, alpha=best_alpha)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _RidgeSystem:
+    """Normal equations of standardised features: (gram + alpha) weights = cross."""
+
+    gram: np.ndarray  # [D, D]
+    cross: np.ndarray  # [D, C]
+    mean: np.ndarray  # [D]
+    scale: np.ndarray  # [D]
+    target_mean: np.ndarray  # [C]
+
+
+def _ridge_sums(latents: np.ndarray, targets: np.ndarray, origin: np.ndarray) -> tuple:
+    """Sums over examples that fix a ridge regression; those of two parts add up to the whole's."""
+    width = latents.shape[1]
+    squares = np.zeros((width, width))
+    products = np.zeros((width, targets.shape[1]))
+    total = np.zeros(width)
+    for part in _slices(len(latents)):
+        centred = latents[part] - origin  # float64
+        squares += centred.T @ centred
+        products += centred.T @ targets[part]
+        total += centred.sum(axis=0)
+    return len(latents), total, targets.sum(axis=0), squares, products
+
+
+def _ridge_system(
+    count: int,
+    total: np.ndarray,
+    target_total: np.ndarray,
+    squares: np.ndarray,
+    products: np.ndarray,
+) -> _RidgeSystem:
+    mean = total / count
+    target_mean = target_total / count
+    gram = squares - count * np.outer(mean, mean)
+    cross = products - count * np.outer(mean, target_mean)
+    # What rounding leaves of a constant feature's variance would otherwise be blown up to 1.
+    constant = gram.diagonal() <= 1e-12 * squares.diagonal()
+    scale = np.sqrt(np.where(constant, np.inf, gram.diagonal() / count))
+    return _RidgeSystem(
+        gram / np.outer(scale, scale), cross / scale[:, np.newaxis], mean, scale, target_mean
+    )
+
+
+def _checked(
+    train_latents: ArrayLike,
+    train_labels: ArrayLike,
+    test_latents: ArrayLike,
+    test_labels: ArrayLike,
+    num_classes: int | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    train_latents = _checks.features("train_latents", train_latents)
+    test_latents = _checks.features("test_latents", test_latents)
+    _checks.same_width("train_latents", train_latents, "test_latents", test_latents)
+    train_labels = _checks.class_labels("train_labels", train_labels, len(train_latents))
+    test_labels = _checks.class_labels("test_labels", test_labels, len(test_latents))
+    _checks.several_classes("train_labels", train_labels)
+    highest = int(max(train_labels.max(), test_labels.max()))
+    if num_classes is None:
+        num_classes = highest + 1
+    elif highest >= num_classes:
+        raise ValueError(
+            f"num_classes is {num_classes} but the labels go up to {highest}; "
+            f"pass at least {highest + 1}"
+        )
+    return train_latents, train_labels, test_latents, test_labels, num_classes
+
+
+def _tested(
+    latents: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    bias: np.ndarray,
+    alpha: float | None = None,
+) -> ProbeResult:
+    classes = len(bias)
+    predicted = _predict(latents, weights, bias)
+    confusion = np.bincount(labels * classes + predicted, minlength=classes**2)
+    confusion = confusion.reshape(classes, classes)
+    correct, examples = confusion.diagonal(), confusion.sum(axis=1)
+    per_class = np.full(classes, np.nan)
+    np.divide(correct, examples, out=per_class, where=examples > 0)
+    return ProbeResult(
+        float(correct.sum() / len(labels)), per_class, confusion, weights, bias, alpha
+    )
+
+
+def _predict(latents: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    # Finite float32 weights and latents can have products that only float64 holds.
+    weights = weights.astype(np.float64)
+    scores = (latents[part] @ weights + bias for part in _slices(len(latents)))
+    return np.concatenate([score.argmax(axis=1) for score in scores])
+
+
+def _slices(count: int) -> Iterator[slice]:
+    """Splits rows so that float64 copies of them stay small."""
+    return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, count, _ROWS_AT_ONCE))

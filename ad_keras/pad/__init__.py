@@ -1,0 +1,1 @@
+"""The paper: model, networks, losses, memory, perturbations and mixing."""

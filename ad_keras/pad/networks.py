@@ -1,0 +1,146 @@
+"""The three networks of the paper: encoder with discriminator head, and generator.
+
+Architecture, initialisation and sizes follow Deperrois et al. (2022), eLife 11:e76384, Methods.
+There are no normalisation layers. Convolutions between 4x4 and 1x1 maps are written as matrix
+products: the same mathematics, and faster.
+"""
+
+import math
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from ad_keras.compute.layers import Convolution, Projection, TransposedConvolution
+
+_KERNEL = 4  # side of every convolution kernel, and of the smallest feature map
+_SLOPE = 0.2  # of the leaky rectifier for negative values
+
+
+def build_encoder(
+    image_size: int = 32,
+    channels: int = 3,
+    latent_dim: int = 256,
+    base_filters: int = 64,
+    seed: int = 0,
+    dtype: str = "float32",
+) -> keras.Model:
+    """Encoder E with the discriminator's head d on a shared trunk.
+
+    Args:
+        image_size: side of the square images in pixels: 8 times a power of two. Each doubling
+            above 32 adds a block.
+        channels: of the images.
+        latent_dim: size of the latent.
+        base_filters: filters of the first convolution; each block doubles them.
+        seed: of the initial weights.
+        dtype: Keras dtype policy of the computation, e.g. "mixed_bfloat16". Inputs and outputs
+            are float32 in any case.
+
+    Returns:
+        A functional model from `images` [B, image_size, image_size, channels] in [-1, 1] to a
+        dictionary: `latent` [B, latent_dim] and `external_logit` [B], the evidence that the
+        images are external (before the sigmoid).
+    """
+    seeds = _seeds(seed, 0)
+    images = keras.Input((image_size, image_size, channels), name="images")
+    features = images
+    for block in range(_blocks(image_size)):
+        fan_in = _KERNEL**2 * features.shape[-1]
+        features = Convolution(
+            base_filters * 2**block,
+            _KERNEL,
+            strides=2,
+            padding="same",
+            dtype=dtype,
+            name=f"trunk_{block}",
+            **_initializers(seeds, fan_in),
+        )(features)
+        features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"trunk_{block}_relu")(features)
+    features = keras.layers.Flatten(dtype=dtype, name="features")(features)
+
+    def head(units, name):
+        outputs = keras.layers.Dense(
+            units, dtype=dtype, name=f"{name}_head", **_initializers(seeds, features.shape[-1])
+        )(features)
+        return keras.layers.Activation("linear", dtype="float32", name=name)(outputs)
+
+    latent = head(latent_dim, "latent")
+    logit = keras.layers.Reshape((), dtype="float32", name="external_logit")(head(1, "external"))
+    return keras.Model(images, {"latent": latent, "external_logit": logit}, name="encoder")
+
+
+def build_generator(
+    image_size: int = 32,
+    channels: int = 3,
+    latent_dim: int = 256,
+    base_filters: int = 64,
+    seed: int = 0,
+    dtype: str = "float32",
+) -> keras.Model:
+    """Generator G, the encoder's mirror image.
+
+    Args:
+        image_size: as in `build_encoder`.
+        channels: as in `build_encoder`.
+        latent_dim: as in `build_encoder`.
+        base_filters: filters in front of the last transposed convolution.
+        seed: of the initial weights.
+        dtype: as in `build_encoder`.
+
+    Returns:
+        A functional model from `latent` [B, latent_dim] to images
+        [B, image_size, image_size, channels] in [-1, 1].
+    """
+    seeds = _seeds(seed, 1)
+    blocks = _blocks(image_size)
+    widths = [base_filters * 2**block for block in reversed(range(blocks))] + [channels]
+    latent = keras.Input((latent_dim,), name="latent")
+    # A transposed convolution of a 1x1 map is this product; its bias is one number a channel. The
+    # uniform range of a transposed convolution's bias follows the kernel's output side, as in the
+    # reference (PyTorch counts the fan of the transposed kernel).
+    features = Projection(
+        "bz,zhwc->bhwc",
+        output_shape=(_KERNEL, _KERNEL, widths[0]),
+        bias_axes="c",
+        dtype=dtype,
+        name="project",
+        **_initializers(seeds, _KERNEL**2 * widths[0]),
+    )(latent)
+    for block, filters in enumerate(widths[1:]):
+        features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"relu_{block}")(features)
+        features = TransposedConvolution(
+            filters,
+            _KERNEL,
+            strides=2,
+            padding="same",
+            dtype=dtype,
+            name=f"unfold_{block}",
+            **_initializers(seeds, _KERNEL**2 * filters),
+        )(features)
+    images = keras.layers.Activation("tanh", dtype="float32", name="images")(features)
+    return keras.Model(latent, images, name="generator")
+
+
+def _blocks(image_size: int) -> int:
+    blocks = math.log2(image_size / _KERNEL) if image_size > 0 else 0.0
+    if blocks < 1 or not blocks.is_integer():
+        raise ValueError(
+            f"image_size is {image_size}, but the networks need {_KERNEL} times a power of two, "
+            "such as 32, 64 or 128."
+        )
+    return int(blocks)
+
+
+def _seeds(seed: int, network: int) -> Iterator[int]:
+    # Each initialiser needs its own seed: Keras repeats the numbers of equal ones.
+    return iter(np.random.SeedSequence([seed, network]).generate_state(64).tolist())
+
+
+def _initializers(seeds: Iterator[int], fan_in: int) -> dict:
+    """N(0, 0.02) weights; biases uniform within +-1/sqrt(fan_in), PyTorch's default."""
+    bound = 1.0 / math.sqrt(fan_in)
+    return {
+        "kernel_initializer": keras.initializers.RandomNormal(0.0, 0.02, seed=next(seeds)),
+        "bias_initializer": keras.initializers.RandomUniform(-bound, bound, seed=next(seeds)),
+    }

@@ -1,0 +1,185 @@
+"""Trained networks out, as SavedModels and a Keras file; encoders in."""
+
+import contextlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from ad_keras.errors import UsageError
+from ad_keras.compute.layers import builtin
+from ad_keras.data.pixels import to_pixels
+from ad_keras.pad.model import PAD
+
+_PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy")
+
+
+def export_networks(model: PAD, folder: str | Path, metadata: dict | None = None) -> None:
+    """Exports encoder and generator, in float32 whatever the precision of the training.
+
+    `folder` then holds
+
+    - `encoder/`, a SavedModel from `images`, uint8 [B, H, W, C], to `latent`, float32
+      [B, latent_dim], and `external_probability`, float32 [B];
+    - `generator/`, a SavedModel from `latent`, float32 [B, latent_dim], to `images`, uint8
+      [B, H, W, C];
+    - `encoder.keras`, the encoder as a trainable Keras model of built-in layers, with the inputs
+      and outputs of the SavedModel;
+    - `metadata.json`.
+
+    All is written beside `folder` and then put in its place.
+
+    Args:
+        model: trained.
+        folder: replaced if it holds an earlier export.
+        metadata: what else `metadata.json` shall say.
+
+    Raises:
+        UsageError: if `folder` holds something else than an export.
+    """
+    encoder, generator = _raw_encoder(model.encoder), _float32(model.generator)
+    described = {
+        "image_shape": list(encoder.inputs[0].shape[1:]),
+        "image_range": [0, 255],
+        "latent_dim": generator.inputs[0].shape[-1],
+        "step": int(model.step.numpy()),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+    def generate(latent: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"images": to_pixels(generator(latent))}
+
+    with _replaced(Path(folder)) as partial:
+        _write_saved_model(partial / "encoder", encoder, encoder)
+        _write_saved_model(partial / "generator", generator, generate)
+        encoder.save(partial / "encoder.keras")
+        text = json.dumps({**(metadata or {}), **described}, indent=2)
+        (partial / "metadata.json").write_text(text + "\n")
+
+
+def check_export_folder(folder: str | Path, run_folder: Path | None = None) -> None:
+    """Makes sure that an export can be written and would replace nothing but an earlier export.
+
+    Args:
+        folder: that `export_networks` is to write.
+        run_folder: that must neither be replaced nor hold the export among its own files.
+
+    Raises:
+        UsageError: if there is something else.
+        OSError: if the folder it is to be in cannot be made.
+    """
+    folder = Path(folder)
+    if run_folder is not None:
+        export, own = folder.resolve(), run_folder.resolve()
+        if own == export or export in own.parents:
+            raise UsageError(
+                f"--saved_model_dir={folder} would replace the run in {run_folder}: choose another."
+            )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "metadata.json").is_file():
+        raise UsageError(
+            f"{folder} holds something that is no export, and exporting would replace it: choose "
+            "another --saved_model_dir."
+        )
+
+
+def load_encoder(path: str | Path) -> keras.Model:
+    """Loads an exported encoder for use or fine-tuning.
+
+    Args:
+        path: the folder that an export wrote.
+
+    Returns:
+        A trainable functional model from `images`, uint8 [B, H, W, C], to the dictionary
+        `latent` [B, latent_dim] and `external_probability` [B].
+
+    Raises:
+        UsageError: if there is no encoder.
+    """
+    file = Path(path) / "encoder.keras"
+    if not file.is_file():
+        raise UsageError(f"{path} is not an export: it has no encoder.keras.")
+    try:
+        return keras.saving.load_model(file, compile=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{file} cannot be read ({error}): export it again.") from error
+
+
+def _raw_encoder(encoder: keras.Model) -> keras.Model:
+    """The encoder with pixels at its input and a probability at its output."""
+    shape = encoder.inputs[0].shape[1:]
+    images = keras.Input(shape, dtype="uint8", name="images")
+    signed = keras.layers.Rescaling(1 / 127.5, -1.0, dtype="float32", name="rescale")(images)
+    outputs = _rebuild(encoder, signed)
+    probability = keras.layers.Activation("sigmoid", dtype="float32", name="external_probability")(
+        outputs["external_logit"]
+    )
+    raw = keras.Model(
+        images,
+        {"latent": outputs["latent"], "external_probability": probability},
+        name="encoder",
+    )
+    raw.set_weights(encoder.get_weights())
+    return raw
+
+
+def _float32(generator: keras.Model) -> keras.Model:
+    latent = keras.Input(generator.inputs[0].shape[1:], name="latent")
+    copy = keras.Model(latent, _rebuild(generator, latent), name="generator")
+    copy.set_weights(generator.get_weights())
+    return copy
+
+
+def _rebuild(network: keras.Model, inputs: keras.KerasTensor) -> dict | keras.KerasTensor:
+    """Applies built-in float32 copies of a network's layers to another input.
+
+    Without this package's layers, what is saved loads without it; without nesting, a model that
+    uses one output only holds no weights of the other.
+    """
+    tensors = {id(network.inputs[0]): inputs}
+    for layer in network.layers[1:]:
+        copy = builtin(layer).from_config({**layer.get_config(), "dtype": "float32"})
+        tensors[id(layer.output)] = copy(tensors[id(layer.input)])
+    return keras.tree.map_structure(lambda tensor: tensors[id(tensor)], network.output)
+
+
+def _write_saved_model(folder: Path, network: keras.Model, serve) -> None:
+    signature = network.inputs[0]
+    spec = tf.TensorSpec((None, *signature.shape[1:]), signature.dtype, name=signature.name)
+    archive = keras.export.ExportArchive()
+    archive.track(network)
+    archive.add_endpoint("serve", serve, input_signature=[spec])
+    archive.write_out(str(folder), verbose=False)
+
+
+@contextlib.contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder that takes the place of `folder` in the end.
+
+    If the process is killed between the last two renames, the earlier content is whole in
+    `<folder>.previous`, from where the next export brings it back first.
+    """
+    check_export_folder(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    previous = folder.with_name(f"{folder.name}.previous")
+    if previous.exists() and not folder.exists():
+        previous.rename(folder)
+    for leftover in (previous, partial):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            folder.rename(previous)
+        partial.rename(folder)
+    except BaseException:
+        if previous.exists():
+            previous.rename(folder)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)

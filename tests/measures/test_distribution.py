@@ -1,0 +1,245 @@
+import numpy as np
+import pytest
+import scipy.linalg
+from scipy.stats import ortho_group
+
+from ad_keras.measures import distribution
+from ad_keras.measures.distribution import density_coverage, fid, fid_from_moments, kid, moments
+
+
+def correlated(count, width, seed, *, shift=0.0):
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(width, width)) / np.sqrt(width)
+    return rng.gamma(2.0, size=(count, width)) @ mixing + shift
+
+
+def test_moments_equal_numpy():
+    features = correlated(50, 6, 0).astype(np.float32)
+    mean, covariance = moments(features)
+    np.testing.assert_allclose(mean, features.astype(np.float64).mean(axis=0))
+    np.testing.assert_allclose(covariance, np.cov(features.astype(np.float64), rowvar=False))
+    assert mean.dtype == covariance.dtype == np.float64
+
+
+def test_fid_equals_scipys_matrix_root():
+    x, y = correlated(200, 12, 0), correlated(300, 12, 1, shift=0.3)
+    covariance_x, covariance_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = scipy.linalg.sqrtm(covariance_x @ covariance_y)
+    expected = np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2) + np.trace(
+        covariance_x + covariance_y - 2 * root.real
+    )
+    assert fid(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_fid_of_gaussians_with_commuting_covariances_is_the_analytic_value():
+    rng = np.random.default_rng(0)
+    axes = ortho_group.rvs(8, random_state=rng)
+    deviations_x, deviations_y = rng.uniform(0.1, 3, size=(2, 8))
+    mean_x, mean_y = rng.normal(size=(2, 8))
+    distance = fid_from_moments(
+        mean_x,
+        axes @ np.diag(deviations_x**2) @ axes.T,
+        mean_y,
+        axes @ np.diag(deviations_y**2) @ axes.T,
+    )
+    expected = np.sum((mean_x - mean_y) ** 2) + np.sum((deviations_x - deviations_y) ** 2)
+    assert distance == pytest.approx(expected, rel=1e-10)
+
+
+def test_fid_of_samples_approaches_the_analytic_value():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(1.0, 2.0, size=(100_000, 3)), rng.normal(0.0, 0.5, size=(100_000, 3))
+    assert fid(x, y) == pytest.approx(3 * (1.0 + 1.5**2), rel=0.02)
+
+
+@pytest.mark.parametrize("count", [5, 30, 200])
+def test_fid_of_identical_sets_is_zero_even_with_fewer_examples_than_features(count):
+    x = 100 * correlated(count, 60, 0)
+    assert 0 <= fid(x, x) < 1e-9 * np.trace(moments(x)[1])
+
+
+def test_fid_of_few_examples_equals_the_nuclear_norm_of_their_product():
+    x, y = correlated(8, 40, 0), correlated(11, 40, 1)
+    centred_x, centred_y = x - x.mean(axis=0), y - y.mean(axis=0)
+    root_trace = np.linalg.norm(centred_x @ centred_y.T, "nuc") / np.sqrt(7 * 10)
+    expected = (
+        np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2)
+        + np.sum(centred_x**2) / 7
+        + np.sum(centred_y**2) / 10
+        - 2 * root_trace
+    )
+    assert fid(x, y) == pytest.approx(expected, rel=1e-6)
+
+
+def test_fid_of_constant_features_is_the_squared_distance_of_their_means():
+    assert fid(np.zeros((5, 3)), np.full((4, 3), 2.0)) == pytest.approx(12.0)
+
+
+@pytest.mark.parametrize("count", [20, 200])
+def test_fid_is_symmetric(count):
+    x, y = correlated(count, 30, 0), correlated(count, 30, 1)
+    assert fid(x, y) == pytest.approx(fid(y, x), rel=1e-7)
+
+
+def test_translation_adds_its_squared_length_to_fid():
+    x, y = correlated(200, 10, 0), correlated(200, 10, 1)
+    y = y - y.mean(axis=0) + x.mean(axis=0)
+    shift = np.linspace(-1, 2, 10)
+    assert fid(x, y + shift) == pytest.approx(fid(x, y) + shift @ shift, rel=1e-9)
+
+
+def test_fid_does_not_change_under_a_common_rotation():
+    x, y = correlated(200, 10, 0), correlated(200, 10, 1)
+    rotation = ortho_group.rvs(10, random_state=0)
+    assert fid(x @ rotation, y @ rotation) == pytest.approx(fid(x, y), rel=1e-9)
+
+
+def test_fid_from_cached_moments_is_that_of_the_sets():
+    x, y = correlated(100, 10, 0), correlated(100, 10, 1)
+    assert fid_from_moments(*moments(x), *moments(y)) == fid(x, y)
+
+
+def naive_squared_mmd(x, y):
+    def kernel(a, b):
+        return (sum(p * q for p, q in zip(a, b, strict=True)) / len(a) + 1) ** 3
+
+    n = len(x)
+    total = 0.0
+    for i in range(n):
+        for j in range(n):
+            if i != j:
+                total += (kernel(x[i], x[j]) + kernel(y[i], y[j])) / (n * (n - 1))
+            total -= 2 * kernel(x[i], y[j]) / n**2
+    return total
+
+
+def test_kid_of_the_whole_sets_equals_a_double_loop():
+    x, y = correlated(15, 4, 0), correlated(15, 4, 1)
+    mean, deviation = kid(x, y, subsets=3, subset_size=15)
+    assert mean == pytest.approx(naive_squared_mmd(x, y), rel=1e-9)
+    assert deviation == pytest.approx(0, abs=1e-12)
+
+
+def test_kid_is_mean_and_deviation_over_subsets_drawn_from_both_sets():
+    x, y = correlated(40, 4, 0), correlated(30, 4, 1)
+    rng = np.random.default_rng(7)
+    distances = []
+    for _ in range(5):
+        rows_x = rng.choice(40, 10, replace=False)
+        distances.append(naive_squared_mmd(x[rows_x], y[rng.choice(30, 10, replace=False)]))
+    mean, deviation = kid(x, y, subsets=5, subset_size=10, seed=7)
+    assert mean == pytest.approx(np.mean(distances))
+    assert deviation == pytest.approx(np.std(distances))
+    assert (mean, deviation) != kid(x, y, subsets=5, subset_size=10, seed=8)
+
+
+def test_kid_is_unbiased_for_equal_distributions():
+    rng = np.random.default_rng(0)
+    # Separate samples for each reading make the readings independent.
+    readings = [
+        kid(*rng.normal(size=(2, 20, 5)), subsets=1, subset_size=20)[0] for _ in range(2000)
+    ]
+    standard_error = np.std(readings) / np.sqrt(len(readings))
+    assert abs(np.mean(readings)) < 4 * standard_error
+    # The biased estimator, which counts the diagonal, would be seen.
+    assert standard_error < 0.01
+
+
+def test_noise_is_farther_than_a_second_sample():
+    rng = np.random.default_rng(0)
+    real, second = rng.gamma(2.0, size=(2, 1000, 8))
+    noise = rng.normal(2.0, 3.0, size=(1000, 8))
+    assert fid(real, noise) > 10 * fid(real, second)
+    counts = {"subsets": 5, "subset_size": 500}
+    assert kid(real, noise, **counts)[0] > 10 * abs(kid(real, second, **counts)[0])
+    density, coverage = density_coverage(real, second)
+    noise_density, noise_coverage = density_coverage(real, noise)
+    assert noise_density < 0.5 * density
+    assert noise_coverage < 0.5 * coverage
+
+
+def naive_density_coverage(real, fake, k):
+    density, covered = 0, 0
+    for i, centre in enumerate(real):
+        others = np.delete(real, i, axis=0)
+        radius = np.sort([np.linalg.norm(centre - other) for other in others])[k - 1]
+        inside = sum(np.linalg.norm(centre - point) < radius for point in fake)
+        density += inside
+        covered += inside > 0
+    return density / (k * len(fake)), covered / len(real)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_density_and_coverage_equal_a_double_loop(k, monkeypatch):
+    monkeypatch.setattr(distribution, "_WORKING_MEMORY_MIB", 0.01)  # three parts
+    sample = correlated(105, 3, 0)
+    real, fake = sample[:60], sample[60:] + 0.5
+    expected = naive_density_coverage(real, fake, k)
+    assert 0 < expected[1] < 1
+    assert density_coverage(real, fake, k) == pytest.approx(expected)
+
+
+def test_density_and_coverage_of_equal_distributions_have_their_expected_values():
+    rng = np.random.default_rng(0)
+    n, k = 2000, 5
+    density, coverage = density_coverage(*rng.normal(size=(2, n, 3)), k=k)
+    missed = np.prod([(n - i) / (2 * n - i) for i in range(1, k + 1)])
+    assert density == pytest.approx(1.0, abs=0.05)
+    assert coverage == pytest.approx(1 - missed, abs=0.02)
+
+
+def test_a_collapsed_generator_has_density_without_coverage():
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(500, 3))
+    fake = np.tile(real.mean(axis=0), (500, 1)) + 1e-3 * rng.normal(size=(500, 3))
+    density, coverage = density_coverage(real, fake)
+    assert density > 1
+    assert coverage < 0.2
+
+
+def test_density_and_coverage_are_zero_far_away():
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(2, 100, 3))
+    assert density_coverage(real, fake + 1000) == (0.0, 0.0)
+
+
+def test_density_and_coverage_do_not_change_far_from_the_origin():
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(2, 200, 3))
+    assert density_coverage(real + 1e7, fake + 1e7) == pytest.approx(density_coverage(real, fake))
+
+
+@pytest.mark.parametrize("metric", [fid, kid, density_coverage])
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (np.ones((9, 3)), np.ones((9, 4)), "has 3 columns but .* has 4"),
+        (np.ones((9, 3)), np.full((9, 3), np.nan), "holds infinity or NaN in 9 of 9 rows"),
+        (np.ones((9, 3)), np.ones((0, 3)), "is empty"),
+        (np.ones(9), np.ones((9, 3)), r"has shape \(9,\)"),
+    ],
+)
+def test_bad_feature_sets_are_named(metric, first, second, message):
+    with pytest.raises(ValueError, match=message):
+        metric(first, second)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: fid(x, x[:1]), "y has 1 row; a covariance needs at least 2"),
+        (lambda x: kid(x, x), "subset_size is 1000 but x has 20 rows"),
+        (lambda x: kid(x, x[:5], subset_size=10), "subset_size is 10 but y has 5 rows"),
+        (lambda x: kid(x, x, subset_size=1), "subset_size is 1; pass at least 2"),
+        (lambda x: kid(x, x, subsets=0), "subsets is 0; pass at least 1"),
+        (lambda x: density_coverage(x, x, k=20), "k is 20 but real has 20 rows"),
+        (lambda x: density_coverage(x, x, k=0), "k is 0; pass at least 1"),
+        (lambda x: fid_from_moments(x[0], x[:3], x[0], np.eye(3)), "covariance_x is not symmetric"),
+        (lambda x: fid_from_moments(x[0], x, x[0], np.eye(3)), r"covariance_x \(20, 3\)"),
+        (lambda x: fid_from_moments(x[0], np.eye(3), x[0] / 0, np.eye(3)), "mean_y holds infinity"),
+    ],
+)
+def test_bad_settings_are_named(call, message):
+    features = np.random.default_rng(0).normal(size=(20, 3))
+    with np.errstate(divide="ignore"), pytest.raises(ValueError, match=message):
+        call(features)

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+from sklearn.manifold import trustworthiness
+
+from ad_keras.measures.maps import pca_map, tsne_map
+
+
+@pytest.mark.parametrize(("count", "width"), [(200, 6), (5, 20)])
+def test_pca_equals_the_singular_value_decomposition_up_to_sign(count, width):
+    latents = np.random.default_rng(0).normal(size=(count, width)) * np.linspace(3, 1, width) + 10
+    coordinates, explained = pca_map(latents)
+    left, values, _ = np.linalg.svd(latents - latents.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(coordinates), np.abs(left * values)[:, :2], atol=1e-4)
+    np.testing.assert_allclose(explained, values[:2] ** 2 / np.sum(values**2), atol=1e-6)
+
+
+def test_pca_of_latents_in_a_plane_keeps_all_distances():
+    rng = np.random.default_rng(0)
+    plane = np.linalg.qr(rng.normal(size=(10, 2)))[0]
+    latents = rng.normal(size=(50, 2)) @ plane.T
+    coordinates, explained = pca_map(latents)
+    distances = np.linalg.norm(coordinates[:, np.newaxis] - coordinates, axis=-1)
+    expected = np.linalg.norm(latents[:, np.newaxis] - latents, axis=-1)
+    np.testing.assert_allclose(distances, expected, atol=1e-5)
+    assert explained.sum() == pytest.approx(1.0)
+
+
+def test_tsne_keeps_neighbours_together_and_repeats_with_its_seed():
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    latents = 10 * np.eye(3, 8)[labels] + rng.normal(size=(120, 8))
+    coordinates = tsne_map(latents, perplexity=15, seed=1)
+    assert coordinates.shape == (120, 2)
+    assert trustworthiness(latents, coordinates, n_neighbors=10) > 0.85
+    distances = np.linalg.norm(coordinates[:, np.newaxis] - coordinates, axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    np.testing.assert_array_equal(labels[distances.argmin(axis=1)], labels)
+    np.testing.assert_array_equal(coordinates, tsne_map(latents, perplexity=15, seed=1))
+
+
+@pytest.mark.parametrize("latent_map", [pca_map, tsne_map])
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        (np.ones((40, 4)), "latents are equal in all 40 rows"),
+        (np.ones((40, 1)), r"latents has shape \(40, 1\)"),
+        (np.ones((1, 4)), r"latents has shape \(1, 4\)"),
+        (np.ones((0, 4)), "latents is empty"),
+        (np.full((40, 4), np.inf), "latents holds infinity or NaN"),
+    ],
+)
+def test_bad_latents_are_named(latent_map, latents, message):
+    with pytest.raises(ValueError, match=message):
+        latent_map(latents)
+
+
+@pytest.mark.parametrize("perplexity", [0, 40])
+def test_tsne_rejects_a_perplexity_out_of_range(perplexity):
+    latents = np.random.default_rng(0).normal(size=(40, 4))
+    with pytest.raises(ValueError, match=f"perplexity is {perplexity} for 40 latents"):
+        tsne_map(latents, perplexity=perplexity)

@@ -1,0 +1,107 @@
+"""Tests of the losses against plain NumPy in double precision."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ad_keras.pad import losses
+
+
+def random_images(seed, count=6):
+    return np.random.default_rng(seed).uniform(-1, 1, (count, 8, 8, 3))
+
+
+def float32(array):
+    return tf.constant(array, tf.float32)
+
+
+def gaussian_divergence(mean, variance):
+    """KL(N(mean, variance) || N(0, 1)) by integrating its definition."""
+    deviation = np.sqrt(variance)
+    x = np.linspace(mean - 12 * deviation, mean + 12 * deviation, 20_001)
+    log_density = -0.5 * ((x - mean) ** 2 / variance + np.log(2 * np.pi * variance))
+    log_prior = -0.5 * (x**2 + np.log(2 * np.pi))
+    return np.trapezoid(np.exp(log_density) * (log_density - log_prior), x)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reconstruction_loss_is_the_mean_squared_difference_of_all_elements(seed):
+    images, rebuilt = random_images(seed), random_images(seed + 100)
+    expected = ((images - rebuilt) ** 2).sum() / images.size
+    actual = losses.reconstruction_loss(float32(images), float32(rebuilt))
+    assert actual.shape == ()
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_reconstruction_loss_is_zero_only_for_equal_images():
+    images = float32(random_images(0))
+    assert losses.reconstruction_loss(images, images) == 0
+    assert losses.reconstruction_loss(images, images + 0.1) > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kl_loss_is_the_mean_divergence_of_the_latents_gaussians_from_the_prior(seed):
+    rng = np.random.default_rng(seed)
+    latents = rng.normal(rng.normal(size=5), rng.uniform(0.3, 2, 5), (9, 5))
+    divergences = [gaussian_divergence(column.mean(), column.var(ddof=1)) for column in latents.T]
+    np.testing.assert_allclose(losses.kl_loss(float32(latents)), np.mean(divergences), rtol=1e-5)
+
+
+def test_kl_loss_is_zero_for_standardised_latents_and_positive_beside_them():
+    latents = np.random.default_rng(0).normal(size=(16, 4))
+    latents = (latents - latents.mean(axis=0)) / latents.std(axis=0, ddof=1)
+    np.testing.assert_allclose(losses.kl_loss(float32(latents)), 0, atol=1e-6)
+    for other in (latents + 0.3, latents * 1.3, latents * 0.7):
+        assert losses.kl_loss(float32(other)) > 0.01
+
+
+def test_kl_loss_of_a_dimension_without_variance_is_large_and_has_finite_gradients():
+    latents = tf.constant([[0.5, 1.0], [0.5, -1.0], [0.5, 0.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(latents)
+        loss = losses.kl_loss(latents)
+    gradient = tape.gradient(loss, latents).numpy()
+    assert 6 < loss < 7  # half of (0.25 - ln(1e-12) - 1) / 2
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(gradient[:, 0], 0.5 * 0.5 / 3, rtol=1e-5)  # towards the prior's mean
+
+
+def test_kl_loss_uses_the_unbiased_variance():
+    # Of two latents +-1 the biased variance is 1, the unbiased one 2.
+    latents = float32([[1.0], [-1.0]])
+    np.testing.assert_allclose(losses.kl_loss(latents), (2 - np.log(2) - 1) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_latent_loss_is_the_mean_squared_difference_of_all_elements(seed):
+    replayed, recovered = np.random.default_rng(seed).normal(size=(2, 7, 5))
+    expected = ((replayed - recovered) ** 2).sum() / 35
+    np.testing.assert_allclose(
+        losses.latent_loss(float32(replayed), float32(recovered)), expected, rtol=1e-5
+    )
+    assert losses.latent_loss(float32(replayed), float32(replayed)) == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_discriminator_losses_are_the_cross_entropies_of_both_labels(seed):
+    logits = np.random.default_rng(seed).normal(scale=3, size=11)
+    probabilities = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(
+        losses.external_loss(float32(logits)), -np.log(probabilities).mean(), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        losses.internal_loss(float32(logits)), -np.log(1 - probabilities).mean(), rtol=1e-5
+    )
+
+
+def test_discriminator_losses_are_zero_for_certain_and_right_answers():
+    certain = tf.constant([80.0, 90.0])
+    np.testing.assert_allclose(losses.external_loss(certain), 0, atol=1e-30)
+    np.testing.assert_allclose(losses.internal_loss(-certain), 0, atol=1e-30)
+
+
+def test_discriminator_losses_stay_finite_for_certain_and_wrong_answers():
+    # log(sigmoid(-200)) would be -inf in float32.
+    certain = tf.constant([200.0])
+    np.testing.assert_allclose(losses.external_loss(-certain), 200)
+    np.testing.assert_allclose(losses.internal_loss(certain), 200)

@@ -1,0 +1,248 @@
+"""Tests of the networks against the paper's layers in plain NumPy."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import scipy.stats
+
+from ad_keras.pad.networks import build_encoder, build_generator
+
+BUILDERS = (build_encoder, build_generator)
+
+
+def convolve(maps, kernel, bias, stride, padding):
+    """PyTorch's Conv2d: [B, H, W, in] with kernel [k, k, in, out]."""
+    side = len(kernel)
+    maps = np.pad(maps, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    size = (maps.shape[1] - side) // stride + 1
+    result = np.tile(bias, (len(maps), size, size, 1)).astype(float)
+    for row, column in itertools.product(range(size), repeat=2):
+        top, left = row * stride, column * stride
+        patch = maps[:, top : top + side, left : left + side]
+        result[:, row, column] += np.einsum("bijc,ijcd->bd", patch, kernel)
+    return result
+
+
+def convolve_transposed(maps, kernel, bias, stride, padding):
+    """PyTorch's ConvTranspose2d: [B, H, W, in] with kernel [k, k, out, in]."""
+    side, size = len(kernel), maps.shape[1]
+    full = (size - 1) * stride + side
+    result = np.zeros((len(maps), full, full, kernel.shape[2]))
+    for row, column in itertools.product(range(size), repeat=2):
+        top, left = row * stride, column * stride
+        result[:, top : top + side, left : left + side] += np.einsum(
+            "bc,ijdc->bijd", maps[:, row, column], kernel
+        )
+    return result[:, padding : full - padding, padding : full - padding] + bias
+
+
+def leaky(values):
+    return np.where(values > 0, values, 0.2 * values)
+
+
+def plain_encoder(images, weights, blocks):
+    """The paper's E and d: latents and d's logits."""
+    features = images
+    for block in range(blocks):
+        features = leaky(convolve(features, *weights[f"trunk_{block}"], stride=2, padding=1))
+    outputs = []
+    for head in ("latent_head", "external_head"):
+        kernel, bias = weights[head]
+        kernel = kernel.reshape(4, 4, features.shape[-1], -1)
+        outputs.append(convolve(features, kernel, bias, stride=1, padding=0)[:, 0, 0])
+    return outputs[0], outputs[1][:, 0]
+
+
+def plain_generator(latents, weights, blocks):
+    """The paper's G."""
+    kernel, bias = weights["project"]  # [in, 4, 4, out]
+    kernel = np.moveaxis(kernel, 0, -1)
+    features = convolve_transposed(latents[:, None, None], kernel, bias, stride=1, padding=0)
+    for block in range(blocks):
+        kernel, bias = weights[f"unfold_{block}"]
+        features = convolve_transposed(leaky(features), kernel, bias, stride=2, padding=1)
+    return np.tanh(features)
+
+
+def lively(network, seed=0):
+    """Replaces the weights by larger ones, so that no layer's part in the output is negligible."""
+    rng = np.random.default_rng(seed)
+    for layer in network.layers:
+        if layer.weights:
+            kernel, bias = layer.get_weights()
+            fan = bias.size if layer.name == "project" else kernel.size / bias.size
+            layer.set_weights(
+                [rng.normal(0, 1.5 / np.sqrt(fan), kernel.shape), rng.normal(0, 0.3, bias.shape)]
+            )
+    return network
+
+
+def weights_of(network):
+    """float64 kernels and biases by layer."""
+    return {
+        layer.name: [weight.astype(float) for weight in layer.get_weights()]
+        for layer in network.layers
+        if layer.weights
+    }
+
+
+@pytest.mark.parametrize(("image_size", "blocks"), [(32, 3), (64, 4)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_encoder_is_the_papers_convolutions(image_size, blocks, channels):
+    encoder = lively(build_encoder(image_size, channels, latent_dim=7, base_filters=4))
+    images = np.random.default_rng(1).uniform(-1, 1, (3, image_size, image_size, channels))
+    outputs = encoder(images.astype(np.float32))
+    latents, logits = plain_encoder(images, weights_of(encoder), blocks)
+    assert latents.std() > 0.05
+    np.testing.assert_allclose(outputs["latent"], latents, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(outputs["external_logit"], logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("image_size", "blocks"), [(32, 3), (64, 4)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_generator_is_the_papers_transposed_convolutions(image_size, blocks, channels):
+    generator = lively(build_generator(image_size, channels, latent_dim=7, base_filters=4))
+    latents = np.random.default_rng(1).normal(size=(3, 7))
+    images = plain_generator(latents, weights_of(generator), blocks)
+    assert 0.1 < images.std() < 0.95
+    np.testing.assert_allclose(generator(latents.astype(np.float32)), images, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 128])
+def test_names_and_shapes_of_inputs_and_outputs(image_size):
+    arguments = {"image_size": image_size, "latent_dim": 6, "base_filters": 2}
+    encoder, generator = (build(**arguments) for build in BUILDERS)
+    assert [tensor.name for tensor in encoder.inputs] == ["images"]
+    assert [tensor.name for tensor in generator.inputs] == ["latent"]
+    outputs = encoder(np.zeros((5, image_size, image_size, 3), np.float32))
+    assert {name: tuple(output.shape) for name, output in outputs.items()} == {
+        "latent": (5, 6),
+        "external_logit": (5,),
+    }
+    images = generator(outputs["latent"])
+    assert images.shape == (5, image_size, image_size, 3)
+    assert np.abs(images).max() <= 1
+
+
+@pytest.mark.parametrize(("image_size", "blocks"), [(32, 3), (64, 4), (128, 5)])
+def test_each_doubling_of_the_image_adds_a_block_of_doubled_filters(image_size, blocks):
+    arguments = {"image_size": image_size, "latent_dim": 6, "base_filters": 2}
+    encoder, generator = (weights_of(build(**arguments)) for build in BUILDERS)
+    trunk = [encoder[name][1].size for name in sorted(encoder) if name.startswith("trunk")]
+    assert trunk == [2 * 2**block for block in range(blocks)]
+    unfold = [generator[name][1].size for name in sorted(generator) if name.startswith("unfold")]
+    assert unfold == [*reversed(trunk[:-1]), 3]
+    assert generator["project"][0].shape == (6, 4, 4, trunk[-1])
+
+
+def test_the_default_networks_have_the_papers_number_of_parameters():
+    assert build_encoder().count_params() == 1_711_809
+    assert build_generator().count_params() == 1_707_459
+
+
+def test_initial_weights_are_normal_with_standard_deviation_002():
+    for network in (build_encoder(), build_generator()):
+        for name, (kernel, _) in weights_of(network).items():
+            assert abs(kernel.mean()) < 4.5 * 0.02 / np.sqrt(kernel.size), name
+            assert abs(kernel.std() / 0.02 - 1) < 4.5 / np.sqrt(2 * kernel.size), name
+            sample = kernel.ravel()[:: max(1, kernel.size // 5000)]
+            assert scipy.stats.kstest(sample, "norm", args=(0, 0.02)).pvalue > 1e-4, name
+
+
+def test_initial_biases_are_uniform_as_pytorch_has_them():
+    # PyTorch counts the fan on a convolution's [out, in, 4, 4] and a transposed one's
+    # [in, out, 4, 4], in both cases as the second axis times the kernel's 16 pixels.
+    fans = {
+        "encoder": {
+            "trunk_0": 3 * 16,
+            "trunk_1": 64 * 16,
+            "trunk_2": 128 * 16,
+            "latent_head": 256 * 16,
+            "external_head": 256 * 16,
+        },
+        "generator": {
+            "project": 256 * 16,
+            "unfold_0": 128 * 16,
+            "unfold_1": 64 * 16,
+            "unfold_2": 3 * 16,
+        },
+    }
+    for network in (build_encoder(), build_generator()):
+        weights = weights_of(network)
+        assert set(weights) == set(fans[network.name])
+        for name, (_, bias) in weights.items():
+            bound = 1 / np.sqrt(fans[network.name][name])
+            assert np.abs(bias).max() <= bound * (1 + 1e-6), name
+            assert scipy.stats.kstest(bias, "uniform", args=(-bound, 2 * bound)).pvalue > 1e-4, name
+            assert bias.size < 64 or np.abs(bias).max() > 0.9 * bound, name
+
+
+def test_the_few_biases_of_the_last_layers_fill_their_range():
+    seeds = range(15)
+    arguments = {"latent_dim": 2, "base_filters": 2}
+    images = [weights_of(build_generator(**arguments, seed=s))["unfold_2"][1] for s in seeds]
+    external = [weights_of(build_encoder(**arguments, seed=s))["external_head"][1] for s in seeds]
+    for biases, fan in ((images, 3 * 16), (external, 8 * 16)):
+        biases = np.concatenate(biases) * np.sqrt(fan)
+        assert 0.8 < np.abs(biases).max() <= 1 + 1e-6
+        assert scipy.stats.kstest(biases, "uniform", args=(-1, 2)).pvalue > 0.001
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_weights_are_a_function_of_the_seed(build):
+    first, again, other = (build(latent_dim=6, base_filters=2, seed=s) for s in (3, 3, 4))
+    for one, two, three in zip(*(n.get_weights() for n in (first, again, other)), strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert (one != three).all()
+
+
+def test_no_two_layers_start_from_the_same_numbers():
+    draws = {}
+    for network in (
+        build_encoder(latent_dim=6, base_filters=4),
+        build_generator(latent_dim=6, base_filters=4),
+    ):
+        for name, (kernel, bias) in weights_of(network).items():
+            draws[network.name, name, "kernel"] = kernel.ravel() / 0.02
+            draws[network.name, name, "bias"] = bias / np.abs(bias).max()
+    for one, two in itertools.combinations(draws, 2):
+        if one[2] == two[2]:
+            count = min(draws[one].size, draws[two].size, 1000)
+            if count > 1:
+                assert not np.allclose(draws[one][:count], draws[two][:count], rtol=1e-3), one
+            if count > 20:
+                correlation = np.corrcoef(draws[one][:count], draws[two][:count])[0, 1]
+                assert abs(correlation) < 5 / np.sqrt(count), (one, two)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("image_size", [0, 4, 28, 33, 48])
+def test_an_impossible_image_size_raises_and_names_possible_ones(build, image_size):
+    with pytest.raises(ValueError, match=f"image_size is {image_size}.*32, 64 or 128"):
+        build(image_size=image_size)
+
+
+def test_images_of_another_size_raise():
+    encoder = build_encoder(latent_dim=6, base_filters=2)
+    with pytest.raises(ValueError, match=r"expected shape=\(None, 32, 32, 3\)"):
+        encoder(np.zeros((2, 64, 64, 3), np.float32))
+
+
+def test_mixed_precision_gives_float32_near_that_of_float32():
+    arguments = {"latent_dim": 16, "base_filters": 8}
+    for build in BUILDERS:
+        full, mixed = build(**arguments), build(**arguments, dtype="mixed_bfloat16")
+        lively(full)
+        mixed.set_weights(full.get_weights())
+        assert {w.dtype for w in mixed.weights} == {"float32"}
+        assert any(layer.compute_dtype == "bfloat16" for layer in mixed.layers)
+        rng = np.random.default_rng(0)
+        inputs = rng.uniform(-1, 1, (4, *full.inputs[0].shape[1:])).astype(np.float32)
+        expected, actual = (keras.tree.flatten(n(inputs)) for n in (full, mixed))
+        for one, two in zip(expected, actual, strict=True):
+            assert two.dtype == "float32"
+            assert mixed.inputs[0].dtype == "float32"
+            np.testing.assert_allclose(two, one, atol=0.03 * np.abs(one).max())
+            assert (two.numpy() != one.numpy()).any()

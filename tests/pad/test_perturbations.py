@@ -1,0 +1,172 @@
+"""Tests of the occlusion: its pixels, its tiles and its distribution."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+
+from ad_keras.pad.perturbations import occlude, occlusion_mask, sample_occlusion
+
+SIZE = 32
+
+
+def masks(seed, probabilities, tiles, height=SIZE, width=SIZE):
+    """float32 [N, height, width] as NumPy; scalars are repeated."""
+    probabilities, tiles = np.broadcast_arrays(probabilities, tiles)
+    probabilities = tf.constant(np.atleast_1d(probabilities), tf.float32)
+    tiles = tf.constant(np.atleast_1d(tiles), tf.int32)
+    mask = occlusion_mask([seed, 0], probabilities, tiles, height, width)
+    assert mask.shape == (len(tiles), height, width, 1)
+    assert mask.dtype == tf.float32
+    return mask.numpy()[..., 0]
+
+
+def tile_slices(size, tile):
+    return [slice(start, min(start + tile, size)) for start in range(0, size, tile)]
+
+
+def tile_values(mask, tile):
+    """[tiles down, tiles across]: the upper left pixel of each tile."""
+    return mask[..., ::tile, ::tile]
+
+
+def test_occlude_greys_what_the_mask_hides_and_keeps_the_rest():
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 4, 6, 3)).astype(np.float32)
+    mask = np.ones((2, 4, 6, 1), np.float32)
+    mask[0, :2, 3:] = 0
+    mask[1, 3, 0] = 0
+    expected = images.copy()
+    expected[0, :2, 3:, :] = 0
+    expected[1, 3, 0, :] = 0
+    np.testing.assert_array_equal(occlude(tf.constant(images), tf.constant(mask)), expected)
+
+
+def test_one_mask_serves_all_images_and_channels():
+    images = np.random.default_rng(0).uniform(0.1, 1, (3, 4, 4, 3)).astype(np.float32)
+    mask = np.ones((1, 4, 4, 1), np.float32)
+    mask[0, 1, 2] = 0
+    occluded = occlude(tf.constant(images), tf.constant(mask)).numpy()
+    hidden = occluded == 0
+    assert hidden[:, 1, 2, :].all()
+    assert hidden.sum() == 3 * 3
+
+
+def test_occlude_keeps_half_precision():
+    images = tf.ones([1, 4, 4, 3], tf.bfloat16)
+    assert occlude(images, tf.ones([1, 4, 4, 1])).dtype == tf.bfloat16
+
+
+@pytest.mark.parametrize("tile", [1, 2, 3, 5, 8, 32, 40])
+def test_masks_are_made_of_whole_tiles_that_the_border_cuts(tile):
+    for mask in masks(tile, [0.5] * 20, tile):
+        assert set(np.unique(mask)) <= {0, 1}
+        for rows in tile_slices(SIZE, tile):
+            for columns in tile_slices(SIZE, tile):
+                block = mask[rows, columns]
+                assert (block == block[0, 0]).all()
+
+
+def test_tiles_of_five_pixels_leave_a_border_of_two():
+    mask = masks(0, [0.5] * 200, 5)
+    changes_across = (mask[:, :, 1:] != mask[:, :, :-1]).any(axis=(0, 1))
+    changes_down = (mask[:, 1:] != mask[:, :-1]).any(axis=(0, 2))
+    edges = [4, 9, 14, 19, 24, 29]  # the last pixel of each tile but the last
+    np.testing.assert_array_equal(np.flatnonzero(changes_across), edges)
+    np.testing.assert_array_equal(np.flatnonzero(changes_down), edges)
+
+
+def test_height_and_width_may_differ():
+    mask = masks(0, [0.5] * 50, 5, height=12, width=20)
+    for rows in tile_slices(12, 5):
+        for columns in tile_slices(20, 5):
+            block = mask[:, rows, columns]
+            assert (block == block[:, :1, :1]).all()
+    assert mask.std() > 0
+
+
+def test_tiles_are_occluded_independently_of_each_other():
+    count = 4000
+    tiles = tile_values(masks(1, [0.5] * count, 5), 5).reshape(count, 49)
+    correlations = np.corrcoef(tiles.T)[np.triu_indices(49, 1)]
+    assert np.abs(correlations).max() < 5 / np.sqrt(count)  # 5 sigma, of 1,176 pairs
+    # Not only in pairs: the number of visible tiles has a binomial's variance.
+    variance = tiles.sum(axis=1).var()
+    assert abs(variance - 49 / 4) < 5 * 49 / 4 * np.sqrt(2 / count)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("tile", [1, 4, 5])
+def test_the_share_of_occluded_tiles_is_the_probability(probability, tile):
+    visible = tile_values(masks(2, [probability] * 500, tile), tile)
+    tolerance = 4 * np.sqrt(probability * (1 - probability) / visible.size)
+    assert abs((1 - visible.mean()) - probability) < tolerance
+    # ... at every place, the cut tiles at the border included.
+    by_place = 1 - visible.mean(axis=0)
+    tolerance = 5 * np.sqrt(probability * (1 - probability) / len(visible))
+    assert np.abs(by_place - probability).max() < tolerance
+
+
+def test_probability_zero_hides_nothing_and_one_hides_everything():
+    for tile in (1, 3, 8):
+        assert (masks(3, [0.0] * 50, tile) == 1).all()
+        assert (masks(3, [1.0] * 50, tile) == 0).all()
+
+
+def test_each_mask_has_its_own_probability_and_tile_size():
+    probabilities = np.tile([0.0, 0.2, 0.8, 1.0], 100)
+    tiles = np.tile([1, 4, 8, 2], 100)
+    mask = masks(4, probabilities, tiles)
+    assert (mask[0::4] == 1).all()
+    assert (mask[3::4] == 0).all()
+    for offset, (probability, tile) in {1: (0.2, 4), 2: (0.8, 8)}.items():
+        visible = tile_values(mask[offset::4], tile)
+        np.testing.assert_array_equal(np.kron(visible, np.ones((tile, tile))), mask[offset::4])
+        tolerance = 4 * np.sqrt(probability * (1 - probability) / visible.size)
+        assert abs(1 - visible.mean() - probability) < tolerance
+
+
+def test_masks_of_one_draw_differ():
+    mask = masks(5, [0.5] * 30, 2)
+    assert len(np.unique(mask.reshape(30, -1), axis=0)) == 30
+
+
+def test_masks_are_a_function_of_the_seed():
+    first, again, other = (masks(seed, [0.5] * 3, 4) for seed in (6, 6, 7))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_occlusion_strengths_are_uniform_over_their_ranges_ends_included():
+    probabilities, tiles = sample_occlusion([0, 0], 8000)
+    assert probabilities.dtype == tf.float32
+    assert tiles.dtype == tf.int32
+    counts = np.bincount(tiles, minlength=9)
+    assert counts[0] == 0
+    assert len(counts) == 9  # nothing above 8
+    assert scipy.stats.chisquare(counts[1:]).pvalue > 0.001
+    assert scipy.stats.kstest(probabilities, "uniform").pvalue > 0.001
+    correlation = np.corrcoef(probabilities, tiles)[0, 1]
+    assert abs(correlation) < 4 / np.sqrt(8000)
+
+
+def test_occlusion_strengths_follow_the_given_ranges():
+    probabilities, tiles = sample_occlusion([1, 0], 4000, (0.2, 0.6), (3, 5))
+    assert scipy.stats.kstest(probabilities, "uniform", args=(0.2, 0.4)).pvalue > 0.001
+    assert scipy.stats.chisquare(np.bincount(tiles)[3:]).pvalue > 0.001
+    assert set(tiles.numpy()) == {3, 4, 5}
+
+
+def test_ranges_of_one_value_fix_it():
+    probabilities, tiles = sample_occlusion([2, 0], 100, (0.3, 0.3), (4, 4))
+    np.testing.assert_allclose(probabilities, 0.3, rtol=1e-6)
+    assert (tiles.numpy() == 4).all()
+    for end in (0.0, 1.0):
+        exactly, _ = sample_occlusion([2, 0], 100, (end, end))
+        assert (exactly.numpy() == end).all()
+
+
+def test_occlusion_strengths_are_a_function_of_the_seed():
+    first, again, other = (sample_occlusion([seed, 0], 20) for seed in (3, 3, 4))
+    for one, two, three in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert (one != three).numpy().any()

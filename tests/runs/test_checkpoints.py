@@ -1,0 +1,512 @@
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ad_keras import train as program
+from ad_keras.runs.callbacks import Reports
+from ad_keras.runs.checkpoints import (
+    Checkpoints,
+    completed_epochs,
+    load_config,
+    open_run,
+    write_atomically,
+)
+from ad_keras.errors import RunError, UsageError
+from ad_keras.runs.training import restore_run, train
+
+MINUTES = 60.0
+
+
+class Killed(BaseException):
+    """Ends a run in this process without giving it a chance to tidy up."""
+
+
+def newest_step(run_folder: Path) -> int:
+    """Number of the newest checkpoint, 0 if there is none."""
+    saved = (run_folder / "checkpoints" / "recent").glob("step-*.index")
+    return max((int(path.stem.removeprefix("step-")) for path in saved), default=0)
+
+
+def file_of(config, step: int, suffix: str) -> Path:
+    return Path(config.run_dir, "checkpoints", "recent", f"step-{step}.{suffix}")
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(byte ^ 0xFF for byte in content[middle : middle + 64])
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "data cut off": lambda config, step: cut(file_of(config, step, "data-00000-of-00001")),
+    "data lost": lambda config, step: file_of(config, step, "data-00000-of-00001").unlink(),
+    "bytes flipped": lambda config, step: flip(file_of(config, step, "data-00000-of-00001")),
+    "index cut off": lambda config, step: cut(file_of(config, step, "index")),
+}
+
+
+class TestFinishedRun:
+    def test_starting_again_trains_nothing_and_exports_again(
+        self, finished, copied, state_of, assert_same_state
+    ):
+        config, first = finished
+        again = train(copied)
+        assert again.notes == []
+        assert again.history == first.history
+        assert (again.export_folder / "encoder.keras").is_file()
+        assert_same_state(state_of(copied.run_dir), state_of(config.run_dir))
+
+    def test_more_epochs_continue_to_the_same_weights_as_one_long_run(
+        self, copied, tiny, tmp_path, state_of, assert_same_state
+    ):
+        longer = train(dataclasses.replace(copied, epochs=6))
+        whole = tiny(tmp_path / "whole", epochs=6, dream_every=1, probe_every=1)
+        assert longer.history == train(whole).history
+        assert list(longer.history) == [str(epoch) for epoch in range(7)]
+        assert_same_state(state_of(copied.run_dir), state_of(whole.run_dir))
+
+    def test_checkpoints_hold_the_newest_three_and_the_round_epochs(self, finished):
+        folder = finished[1].run_folder / "checkpoints"
+        recent = sorted(path.stem for path in (folder / "recent").glob("*.index"))
+        assert recent == ["step-18", "step-21", "step-24"]
+        assert sorted(path.stem for path in (folder / "epochs").glob("*.index")) == [
+            "epoch-1",
+            "epoch-2",
+        ]
+        reader = tf.train.load_checkpoint(str(folder / "epochs" / "epoch-2"))
+        assert reader.get_tensor("model/step/.ATTRIBUTES/VARIABLE_VALUE") == 12
+
+    def test_restored_model_has_the_saved_weights_memory_and_optimizers(self, finished, state_of):
+        config, model = restore_run(finished[1].run_folder)
+        assert config == finished[0]
+        saved = list(state_of(finished[1].run_folder).values())
+        variables = [
+            *model.weights,
+            *model.encoder_optimizer.variables,
+            *model.generator_optimizer.variables,
+        ]
+        assert len(variables) >= 60
+        for variable in variables:
+            value = np.asarray(variable.value)
+            assert any(
+                value.shape == other.shape and value.tobytes() == other.tobytes() for other in saved
+            ), variable.path
+        assert int(model.step.numpy()) == 24
+        assert np.ptp(model.hippocampus.latents.numpy()) > 0
+
+
+class TestDamage:
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_run_continues_from_the_checkpoint_before_a_damaged_one_and_says_so(
+        self, damage, finished, copied, state_of, assert_same_state, capsys
+    ):
+        DAMAGES[damage](copied, 24)
+        result = train(copied)
+        (note,) = result.notes
+        assert str(file_of(copied, 24, "x").with_suffix("")) in note
+        assert "damaged" in note
+        assert "the one before" in note
+        assert note in capsys.readouterr().out.splitlines()
+        assert result.history == finished[1].history
+        assert_same_state(state_of(copied.run_dir), state_of(finished[0].run_dir))
+
+    def test_two_damaged_checkpoints_are_passed_over_and_replaced(
+        self, finished, copied, state_of, assert_same_state
+    ):
+        DAMAGES["bytes flipped"](copied, 24)
+        DAMAGES["index cut off"](copied, 21)
+        assert len(train(copied).notes) == 2
+        assert_same_state(state_of(copied.run_dir), state_of(finished[0].run_dir))
+        assert train(copied).notes == []
+
+    def test_lost_list_of_checkpoints_loses_nothing(
+        self, finished, copied, state_of, assert_same_state
+    ):
+        Path(copied.run_dir, "checkpoints", "recent", "checkpoint").unlink()
+        assert train(copied).notes == []
+        assert_same_state(state_of(copied.run_dir), state_of(finished[0].run_dir))
+
+    def test_only_damaged_checkpoints_end_with_one_line(self, copied, flags_of, outcome):
+        for step in (18, 21, 24):
+            DAMAGES["bytes flipped"](copied, step)
+        before = sorted(Path(copied.run_dir).rglob("*"))
+        status, _, error = outcome(program.main, *flags_of(copied))
+        assert status == 1
+        assert re.fullmatch(r"error: none of the 3 checkpoints in .* can be read.*\n", error)
+        assert "--overwrite" in error
+        assert sorted(Path(copied.run_dir).rglob("*")) >= before
+
+    @pytest.mark.parametrize("damage", [cut, Path.unlink])
+    def test_lost_history_does_not_hinder_the_end(self, damage, copied, flags_of, outcome):
+        damage(Path(copied.run_dir, "history.json"))
+        status, out, error = outcome(program.main, *flags_of(copied))
+        assert (status, error) == (0, "")
+        assert "after 4 epochs" in out
+
+    def test_damaged_flags_are_one_line(self, copied, flags_of, outcome):
+        cut(Path(copied.run_dir, "flags.json"))
+        status, _, error = outcome(program.main, *flags_of(copied))
+        assert status == 2
+        assert re.fullmatch(r"error: .*flags\.json cannot be read .*--overwrite.*\n", error)
+
+
+class TestOtherFlags:
+    def test_differences_are_listed_and_nothing_is_changed(self, copied, flags_of, outcome):
+        before = Path(copied.run_dir, "flags.json").read_text()
+        other = dataclasses.replace(copied, seed=1, latent_dim=16, epochs=9)
+        status, _, error = outcome(program.main, *flags_of(other))
+        assert status == 2
+        assert re.fullmatch(r"error: .*\n", error)
+        assert "--seed was 0 and is 1" in error
+        assert "--latent_dim was 8 and is 16" in error
+        assert "--epochs" not in error
+        assert "--overwrite" in error
+        assert Path(copied.run_dir, "flags.json").read_text() == before
+        assert newest_step(Path(copied.run_dir)) == 24
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_folder_of_runs_is_no_runs_folder(self, copied, flags_of, outcome, overwrite):
+        folder = Path(copied.run_dir)
+        above = dataclasses.replace(copied, run_dir=str(folder.parent), overwrite=overwrite)
+        before = sorted(folder.parent.iterdir())
+        status, _, error = outcome(program.main, *flags_of(above))
+        assert status == 2
+        assert f"{folder.parent} is a folder of run folders" in error
+        assert f"--run_dir={folder.parent / 'new'}" in error
+        assert sorted(folder.parent.iterdir()) == before
+
+    def test_run_within_a_runs_folder_does_not_lock_it(self, copied):
+        inner = Path(copied.run_dir, "inner")
+        with open_run(dataclasses.replace(copied, run_dir=str(inner))):
+            pass
+        with open_run(copied) as folder:
+            assert folder == Path(copied.run_dir)
+
+    def test_overwrite_starts_anew_and_deletes_only_what_a_run_makes(
+        self, copied, tiny, tmp_path, state_of, assert_same_state
+    ):
+        folder = Path(copied.run_dir)
+        (folder / "notes.txt").write_text("mine")
+        (folder / "thoughts").mkdir()
+        other = dataclasses.replace(copied, seed=1, epochs=1, dream_every=0, overwrite=True)
+        result = train(other)
+        assert list(result.history) == ["0", "1"]
+        assert (folder / "notes.txt").read_text() == "mine"
+        assert (folder / "thoughts").is_dir()
+        assert newest_step(folder) == 6
+        assert not (folder / "figures").exists()
+        assert len(list((folder / "logs").glob("events.*"))) == 1
+        fresh = tiny(tmp_path / "fresh", seed=1, epochs=1)
+        train(fresh)
+        assert_same_state(state_of(folder), state_of(fresh.run_dir))
+
+    def test_overwrite_with_data_that_cannot_be_read_deletes_nothing(self, copied, tmp_path):
+        (tmp_path / "empty" / "train").mkdir(parents=True)
+        with pytest.raises(UsageError, match="no images"):
+            train(dataclasses.replace(copied, dataset=str(tmp_path / "empty"), overwrite=True))
+        assert newest_step(Path(copied.run_dir)) == 24
+
+    @pytest.mark.parametrize(
+        "mistake", [{"batch_size": 4096}, {"train_examples": 4096}, {"dataset": "/"}]
+    )
+    def test_start_that_failed_does_not_stand_in_the_way_of_the_next(self, mistake, tiny, tmp_path):
+        with pytest.raises(UsageError):
+            train(tiny(tmp_path, **mistake))
+        assert list(train(tiny(tmp_path, epochs=1)).history) == ["0", "1"]
+
+    def test_folder_that_holds_something_else_is_not_deleted_from(self, tiny, tmp_path):
+        (tmp_path / "run" / "logs").mkdir(parents=True)
+        (tmp_path / "run" / "logs" / "diary.txt").write_text("mine")
+        with pytest.raises(UsageError, match=re.escape(str(tmp_path / "run"))):
+            train(tiny(tmp_path, overwrite=True))
+        assert (tmp_path / "run" / "logs" / "diary.txt").read_text() == "mine"
+
+
+class TestLock:
+    def test_folder_in_use_is_refused_with_one_line(self, tiny, tmp_path, flags_of, outcome):
+        (tmp_path / "run").mkdir()
+        with open(tmp_path / "run" / ".lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            status, _, error = outcome(program.main, *flags_of(tiny(tmp_path)))
+        assert status == 2
+        assert re.fullmatch(r"error: .*\n", error)
+        assert f"{tmp_path / 'run'} is in use by another process" in error
+
+    def test_overwrite_does_not_take_a_folder_in_use(self, copied):
+        with open(Path(copied.run_dir, ".lock"), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(UsageError, match="in use"):
+                train(dataclasses.replace(copied, overwrite=True))
+        assert newest_step(Path(copied.run_dir)) == 24
+
+    def test_folder_is_free_again_afterwards(self, tiny, tmp_path):
+        config = tiny(tmp_path)
+        with pytest.raises(ZeroDivisionError), open_run(config):
+            raise ZeroDivisionError
+        with open_run(config) as folder:
+            assert load_config(folder) == config
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory):
+    config = tiny(tmp_path_factory.mktemp("uninterrupted"), checkpoint_every=3, dream_every=1)
+    return config, train(config)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_long(tiny, tmp_path_factory):
+    config = tiny(tmp_path_factory.mktemp("long"), batch_size=4, epochs=12, checkpoint_every=3)
+    train(config)
+    return config
+
+
+def elsewhere(config, folder: Path):
+    return dataclasses.replace(
+        config, run_dir=str(folder / "run"), saved_model_dir=str(folder / "export")
+    )
+
+
+@pytest.fixture
+def same_run(uninterrupted, tmp_path):
+    return elsewhere(uninterrupted[0], tmp_path)
+
+
+@pytest.fixture
+def same_long_run(uninterrupted_long, tmp_path):
+    return elsewhere(uninterrupted_long, tmp_path)
+
+
+class TestCrash:
+    def test_crash_after_any_save_leaves_a_run_that_continues_to_the_same_end(
+        self, uninterrupted, same_run, monkeypatch, state_of, assert_same_state
+    ):
+        save = tf.train.CheckpointManager.save
+
+        def save_and_die(manager, *arguments, **options):
+            save(manager, *arguments, **options)
+            raise Killed
+
+        crashes = 0
+        while crashes < 12:
+            with monkeypatch.context() as patch:
+                patch.setattr(tf.train.CheckpointManager, "save", save_and_die)
+                try:
+                    train(same_run)
+                    break
+                except Killed:
+                    crashes += 1
+        assert crashes >= 4
+        result = train(same_run)
+        assert list(result.history) == ["0", "1", "2"]
+        assert_same_state(state_of(same_run.run_dir), state_of(uninterrupted[0].run_dir))
+        for name in ("recent", "epochs"):
+            kept, expected = (
+                sorted(path.name for path in Path(run, "checkpoints", name).glob("*.index"))
+                for run in (same_run.run_dir, uninterrupted[0].run_dir)
+            )
+            assert kept == expected
+
+    def test_crash_within_an_epoch_continues_to_the_same_end(
+        self, uninterrupted, same_run, monkeypatch, state_of, assert_same_state
+    ):
+        save = tf.train.CheckpointManager.save
+
+        def die_before(manager, checkpoint_number, **options):
+            if checkpoint_number == 9:
+                raise Killed
+            return save(manager, checkpoint_number=checkpoint_number, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tf.train.CheckpointManager, "save", die_before)
+            with pytest.raises(Killed):
+                train(same_run)
+        assert newest_step(Path(same_run.run_dir)) == 6
+        result = train(same_run)
+        assert result.history == uninterrupted[1].history
+        assert_same_state(state_of(same_run.run_dir), state_of(uninterrupted[0].run_dir))
+
+    @pytest.mark.parametrize("epoch", [0, 1, 2])
+    def test_report_that_a_crash_prevented_is_made_up_for(
+        self, epoch, uninterrupted, same_run, monkeypatch
+    ):
+        report = Reports.report
+
+        def die_instead(reports, number, *arguments):
+            if number == epoch:
+                raise Killed
+            report(reports, number, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Reports, "report", die_instead)
+            with pytest.raises(Killed):
+                train(same_run)
+        result = train(same_run)
+        assert result.history == uninterrupted[1].history
+        assert json.loads(Path(same_run.run_dir, "history.json").read_text()) == result.history
+        assert {path.name for path in Path(same_run.run_dir, "figures").iterdir()} == {
+            path.name for path in Path(uninterrupted[0].run_dir, "figures").iterdir()
+        }
+
+    def test_file_is_old_or_new_but_never_half(self, tmp_path, monkeypatch):
+        file = tmp_path / "file.json"
+        write_atomically(file, "old")
+
+        def die(*_):
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", die)
+            with pytest.raises(Killed):
+                write_atomically(file, "new")
+        assert file.read_text() == "old"
+        write_atomically(file, "new")
+        assert file.read_text() == "new"
+        assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+
+
+class TestSignals:
+    """With real processes, on a run of 144 steps that saves at every third."""
+
+    def interrupt(self, config, flags, number, ready) -> tuple[int, str, str]:
+        """Starts a run and sends it a signal once `ready` says so; how it ended."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ad_keras.train", *flags(config)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            deadline = time.monotonic() + 2 * MINUTES
+            while not ready():
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            process.send_signal(number)
+            out, error = process.communicate(timeout=MINUTES)
+            return process.returncode, out, error
+        finally:
+            process.kill()
+            process.wait()
+
+    def test_killed_run_continues_to_the_same_end(
+        self, uninterrupted_long, same_long_run, flags_of, state_of, assert_same_state
+    ):
+        folder = Path(same_long_run.run_dir)
+        moments = [
+            lambda: newest_step(folder) >= 10,
+            # In the middle of writing a checkpoint, as far as can be told from outside.
+            lambda: (
+                newest_step(folder) >= 90
+                or (newest_step(folder) >= 50 and any(folder.glob("checkpoints/*/*_temp")))
+            ),
+        ]
+        for ready in moments:
+            before = newest_step(folder)
+            status, _, error = self.interrupt(same_long_run, flags_of, signal.SIGKILL, ready)
+            assert status == -signal.SIGKILL
+            assert error == ""
+            assert before < newest_step(folder) < 144
+        train(same_long_run)
+        assert_same_state(state_of(folder), state_of(uninterrupted_long.run_dir))
+
+    def test_interrupted_run_saves_says_how_to_continue_and_continues_to_the_same_end(
+        self, uninterrupted_long, same_long_run, flags_of, state_of, assert_same_state
+    ):
+        folder = Path(same_long_run.run_dir)
+        for number, status, step in ((signal.SIGTERM, 143, 20), (signal.SIGINT, 130, 80)):
+            ended, out, error = self.interrupt(
+                same_long_run, flags_of, number, lambda step=step: newest_step(folder) >= step
+            )
+            assert ended == status, (out, error)
+            found = re.fullmatch(rf"error: {number.name} at step (\d+): (.*)\n", error)
+            assert found, error
+            assert int(found[1]) == newest_step(folder) >= step
+            assert "the state is saved" in found[2]
+            assert re.search("same command.* continues", found[2])
+            assert "Traceback" not in out
+        assert newest_step(folder) < 144
+        train(same_long_run)
+        assert_same_state(state_of(folder), state_of(uninterrupted_long.run_dir))
+
+
+class TestLookingBack:
+    def test_kept_epochs_can_be_restored(self, finished):
+        config, _ = finished
+        folder = Path(config.run_dir)
+        _, newest = restore_run(folder)
+        assert Checkpoints(newest, folder).kept_epochs() == [1, 2]
+        _, early = restore_run(folder, epoch=1)
+        assert [int(model.step.numpy()) for model in (early, newest)] == [6, 24]
+        pairs = zip(early.encoder.get_weights(), newest.encoder.get_weights(), strict=True)
+        assert not any(np.array_equal(first, last) for first, last in pairs)
+
+    def test_an_epoch_that_is_not_kept_is_refused(self, finished):
+        with pytest.raises(RunError, match="the epochs kept are: 1, 2"):
+            restore_run(Path(finished[0].run_dir), epoch=3)
+
+    def test_a_damaged_epoch_is_named(self, copied):
+        folder = Path(copied.run_dir)
+        for file in (folder / "checkpoints" / "epochs").glob("epoch-1.data*"):
+            file.write_bytes(file.read_bytes()[:100])
+        with pytest.raises(RunError, match="epoch-1 is damaged"):
+            restore_run(folder, epoch=1)
+
+    def test_completed_epochs_are_counted(self, finished, tmp_path):
+        assert completed_epochs(Path(finished[0].run_dir)) == 4
+        assert completed_epochs(tmp_path) == 0
+        (tmp_path / "history.json").write_text("{")
+        with pytest.raises(UsageError, match=r"history.json cannot be read"):
+            completed_epochs(tmp_path)
+
+
+class TestNoRun:
+    def test_folder_without_flags_is_no_run(self, tmp_path):
+        with pytest.raises(UsageError) as error:
+            load_config(tmp_path)
+        assert f"{tmp_path} is not the folder of a run" in one_line(error)
+
+    def test_run_below_a_file_is_one_line(self, tiny, tmp_path, flags_of, outcome):
+        (tmp_path / "file").write_text("")
+        config = tiny(tmp_path, run_dir=str(tmp_path / "file" / "run"))
+        status, _, error = outcome(program.main, *flags_of(config))
+        assert status == 1
+        assert re.fullmatch(r"error: cannot read or write .*\n", error)
+        assert str(tmp_path / "file") in error
+
+    def test_checkpoint_that_cannot_be_written_is_one_line_and_the_last_stays(
+        self, copied, monkeypatch
+    ):
+        def refuse(manager, **_):
+            raise tf.errors.ResourceExhaustedError(None, None, "No space left on device\nmore")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tf.train.CheckpointManager, "save", refuse)
+            with pytest.raises(RunError) as error:
+                train(dataclasses.replace(copied, epochs=5))
+        message = one_line(error)
+        assert "cannot save a checkpoint at step 27" in message
+        assert "No space left on device" in message
+        assert str(file_of(copied, 24, "x").with_suffix("")) in message
+        assert list(train(dataclasses.replace(copied, epochs=5)).history) == list("012345")

@@ -1,0 +1,693 @@
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.protobuf import text_format
+from PIL import Image
+from tensorboard.plugins import projector
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+import ad_keras
+from ad_keras import data
+from ad_keras.runs import callbacks
+from ad_keras import train as program
+from ad_keras.runs.config import RUN_ONLY
+from ad_keras.data import load, validation_split
+from ad_keras.errors import Interrupted, RunError, UsageError
+from ad_keras.runs.training import restore_run, train
+
+SHEETS = ("wake", "nrem", "rem", "traversal")
+LOSSES = {
+    "wake/reconstruction_loss",
+    "wake/kl_loss",
+    "wake/discriminator_loss",
+    "wake/external_probability",
+    "nrem/latent_loss",
+    "rem/discriminator_loss",
+    "rem/external_probability",
+}
+PROBE = "probe/validation_accuracy"
+
+
+def events(run_folder: str | Path) -> dict[str, list[tuple[int, tf.compat.v1.Summary.Value]]]:
+    """What TensorBoard finds in a run: by tag, steps and values."""
+    found = {}
+    for file in sorted(Path(run_folder, "logs").glob("events.*")):
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value))
+    return found
+
+
+def scalars(run_folder: str | Path, tag: str) -> dict[int, float]:
+    return {step: float(tf.make_ndarray(value.tensor)) for step, value in events(run_folder)[tag]}
+
+
+def held_out(config) -> data.ImageSet:
+    """The images that a run's probe is scored on."""
+    train_set = load(config.dataset, "train")
+    rows = validation_split(len(train_set), config.seed)[1]
+    return data.ImageSet(train_set.images[rows], train_set.labels[rows], train_set.class_names)
+
+
+def shows(page: np.ndarray, image: np.ndarray) -> bool:
+    """Whether an image stands somewhere on a page, enlarged by a whole number."""
+    scale = 64 // len(image)
+    enlarged = np.kron(image, np.ones((scale, scale, 1), np.uint8))
+    corners = np.argwhere((page[: 1 - len(enlarged), : 1 - len(enlarged)] == image[0, 0]).all(-1))
+    return any(
+        (page[top : top + len(enlarged), left : left + len(enlarged)] == enlarged).all()
+        for top, left in corners
+    )
+
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    """Lets the system refuse to write more than so many bytes into a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class TestRecords:
+    def test_flags_are_saved(self, finished):
+        config, result = finished
+        saved = (result.run_folder / "flags.json").read_text()
+        assert type(config).from_json(saved) == config
+
+    def test_history_has_losses_and_probe_of_every_epoch(self, finished):
+        _, result = finished
+        assert json.loads((result.run_folder / "history.json").read_text()) == result.history
+        assert list(result.history) == ["0", "1", "2", "3", "4"]
+        assert not LOSSES & result.history["0"].keys()
+        for epoch, entry in result.history.items():
+            assert 0 <= entry[PROBE] <= 1
+            if epoch != "0":
+                assert entry.keys() >= LOSSES
+                assert all(np.isfinite(value) for value in entry.values())
+
+    def test_first_probe_is_of_the_untrained_encoder(self, finished, tiny, tmp_path):
+        from ad_keras.measures.latents import encode
+        from ad_keras.measures.probe import linear_probe
+        from ad_keras.runs.training import build_model
+
+        config, result = finished
+        images = load(config.dataset, "train")
+        fitted, scored = validation_split(len(images), config.seed)
+        latents = encode(build_model(config).encoder, images.images)
+        probe = linear_probe(
+            latents[fitted],
+            images.labels[fitted],
+            latents[scored],
+            images.labels[scored],
+            num_classes=3,
+            seed=config.seed,
+        )
+        assert result.history["0"][PROBE] == probe.accuracy
+
+    def test_losses_are_logged_at_their_steps(self, finished):
+        _, result = finished
+        found = events(result.run_folder)
+        assert found.keys() >= LOSSES | {"images_per_second"}
+        for tag in LOSSES:
+            logged = scalars(result.run_folder, tag)
+            assert sorted(logged) == list(range(2, 25, 2))
+            # The last entry of an epoch is the epoch's mean.
+            for epoch in range(1, 5):
+                expected = result.history[str(epoch)][tag]
+                assert logged[6 * epoch] == pytest.approx(expected, rel=1e-6)
+        assert min(scalars(result.run_folder, "images_per_second").values()) > 0
+
+    def test_probe_is_logged_by_epoch(self, finished):
+        _, result = finished
+        logged = scalars(result.run_folder, PROBE)
+        assert sorted(logged) == [0, 1, 2, 3, 4]
+        for epoch, accuracy in logged.items():
+            assert accuracy == pytest.approx(result.history[str(epoch)][PROBE])
+
+    def test_dreams_and_latents_are_logged_by_epoch(self, finished):
+        _, result = finished
+        found = events(result.run_folder)
+        for tag in (*(f"dreams/{name}" for name in SHEETS), "latents"):
+            assert [step for step, _ in found[tag]] == [0, 1, 2, 3, 4], tag
+        for name in SHEETS:
+            _, _, *pictures = tf.make_ndarray(found[f"dreams/{name}"][-1][1].tensor)
+            shown = tf.io.decode_png(pictures[0]).numpy()
+            saved = np.asarray(Image.open(result.run_folder / "figures" / f"{name}.png"))
+            np.testing.assert_array_equal(shown, saved)
+        histogram = tf.make_ndarray(found["latents"][-1][1].tensor)  # [left, right, count]
+        assert histogram[:, 2].sum() == 5 * 8
+
+    def test_hyper_parameters_are_logged(self, finished):
+        config, result = finished
+        ((_, value),) = events(result.run_folder)["_hparams_/session_start_info"]
+        content = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        logged = content.session_start_info.hparams
+        assert logged["batch_size"].number_value == 8
+        assert logged["encoder_learning_rate"].number_value == pytest.approx(2e-4)
+        assert logged["phases"].string_value == "wake,nrem,rem"
+        assert logged["condition"].string_value == "full"
+        assert logged.keys() >= {field.name for field in dataclasses.fields(config)} - RUN_ONLY
+        assert not {"run_dir", "saved_model_dir"} & logged.keys()
+
+    def test_pictures_are_sheets_of_held_out_images(self, finished):
+        config, result = finished
+        folder = result.run_folder / "figures"
+        pages = {name: np.asarray(Image.open(folder / f"{name}.png")) for name in SHEETS}
+        for page in pages.values():
+            assert page.dtype == np.uint8
+            assert page.shape[2] == 3
+            assert page.shape[1] == pages["wake"].shape[1] > 12 * 64
+            assert page.std() > 10
+        rows = {name: page.shape[0] // 64 for name, page in pages.items()}
+        assert rows == {"wake": 2, "nrem": 4, "rem": 3, "traversal": 6}
+        everything = np.asarray(Image.open(folder / "dreams.png"))
+        np.testing.assert_array_equal(everything, np.concatenate(list(pages.values())))
+        for image in held_out(config).images:
+            for page in (pages["wake"], pages["nrem"], pages["rem"]):
+                assert shows(page, image)
+        fitted = validation_split(48, config.seed)[0]
+        for image in load(config.dataset, "train").images[fitted[:5]]:
+            assert not shows(everything, image)
+
+    def test_projector_shows_latents_labels_and_thumbnails_of_the_same_images(self, finished):
+        config, result = finished
+        logs = result.run_folder / "logs"
+        parsed = text_format.Parse(
+            (logs / "projector_config.pbtxt").read_text(), projector.ProjectorConfig()
+        )
+        (embedding,) = parsed.embeddings
+        expected = held_out(config)
+        latents = np.loadtxt(logs / embedding.tensor_path, delimiter="\t")
+        encoder = ad_keras.load_encoder(result.export_folder)
+        outputs = encoder.predict(expected.images, verbose=0)
+        np.testing.assert_allclose(latents, outputs["latent"], rtol=1e-3, atol=1e-6)
+        labels = (logs / embedding.metadata_path).read_text().splitlines()
+        assert labels == [expected.class_names[label] for label in expected.labels]
+        side = list(embedding.sprite.single_image_dim)
+        assert side == [32, 32]
+        sprite = np.asarray(Image.open(logs / embedding.sprite.image_path))
+        assert sprite.shape == (3 * 32, 3 * 32, 3)  # the smallest square that holds five
+        for number, image in enumerate(expected.images):
+            top, left = 32 * (number // 3), 32 * (number % 3)
+            np.testing.assert_array_equal(sprite[top : top + 32, left : left + 32], image)
+
+    def test_pictures_and_probes_can_be_switched_off(self, tiny, tmp_path):
+        config = tiny(tmp_path, epochs=3)
+        result = train(config)
+        assert [epoch for epoch, entry in result.history.items() if PROBE in entry] == ["0", "3"]
+        found = events(result.run_folder)
+        assert [step for step, _ in found[PROBE]] == [0, 3]
+        assert not any(tag.startswith("dreams/") for tag in found)
+        assert not (result.run_folder / "figures").exists()
+
+    def test_pictures_and_probes_come_every_so_many_epochs_and_at_the_end(self, tiny, tmp_path):
+        result = train(tiny(tmp_path, epochs=5, dream_every=2, probe_every=3))
+        probed = [epoch for epoch, entry in result.history.items() if PROBE in entry]
+        assert probed == ["0", "3", "5"]
+        shown = [step for step, _ in events(result.run_folder)["dreams/rem"]]
+        assert shown == [0, 2, 4, 5]
+
+
+class TestRepeatability:
+    def test_same_flags_give_the_same_bits(
+        self, finished, tiny, tmp_path, state_of, assert_same_state
+    ):
+        again = tiny(tmp_path, epochs=4)  # other pictures, probes and checkpoints on the way
+        train(again)
+        assert_same_state(state_of(again.run_dir), state_of(finished[0].run_dir))
+
+    @pytest.mark.parametrize("changes", [{"seed": 1}, {"phases": ("wake", "rem", "nrem")}])
+    def test_other_flags_give_other_weights(self, changes, finished, tiny, tmp_path, state_of):
+        other = tiny(tmp_path, epochs=4, **changes)
+        train(other)
+        first, second = state_of(other.run_dir), state_of(finished[0].run_dir)
+        kernels = [name for name in first if first[name].ndim > 1]
+        assert kernels
+        assert all((first[name] != second[name]).any() for name in kernels)
+
+    def test_bfloat16_trains_and_exports_float32(self, tiny, tmp_path):
+        result = train(tiny(tmp_path, precision="mixed_bfloat16", epochs=1))
+        encoder = ad_keras.load_encoder(result.export_folder)
+        assert {weight.dtype for weight in encoder.weights} == {"float32"}
+        assert all(layer.compute_dtype == "float32" for layer in encoder.layers[1:])
+
+
+class TestData:
+    def test_unlabelled_images_train_and_the_end_says_what_needs_labels(
+        self, image_folder, tiny, tmp_path, flags_of, outcome
+    ):
+        loose = tmp_path / "loose" / "train"
+        loose.mkdir(parents=True)
+        for number, file in enumerate(sorted((image_folder / "train").rglob("*.png"))):
+            shutil.copy(file, loose / f"{number}.png")
+        config = tiny(tmp_path, dataset=str(loose.parent), dream_every=1, probe_every=1)
+        status, out, error = outcome(program.main, *flags_of(config))
+        assert (status, error) == (0, "")
+        assert "no labels" in out
+        assert "probe" in out
+        history = json.loads(Path(config.run_dir, "history.json").read_text())
+        assert not any(PROBE in entry for entry in history.values())
+        logs = Path(config.run_dir, "logs")
+        assert not (logs / "labels.tsv").exists()
+        assert "metadata_path" not in (logs / "projector_config.pbtxt").read_text()
+        assert len((logs / "latents.tsv").read_text().splitlines()) == 5
+
+    def test_images_of_a_single_class_train(self, image_folder, tiny, tmp_path):
+        shutil.copytree(image_folder / "train" / "cat", tmp_path / "cats" / "train" / "cat")
+        result = train(tiny(tmp_path, dataset=str(tmp_path / "cats"), epochs=1))
+        assert list(result.history) == ["0", "1"]
+
+    def test_subset_is_trained_on_the_whole_of_it(self, tiny, tmp_path):
+        result = train(tiny(tmp_path, train_examples=24, epochs=1))
+        assert restore_run(result.run_folder)[1].step.numpy() == 3
+        assert len((result.run_folder / "logs" / "latents.tsv").read_text().splitlines()) == 2
+
+    @pytest.mark.parametrize("examples", [2, 3])
+    def test_few_images_are_trained_on_or_refused_in_one_line(
+        self, examples, tiny, tmp_path, flags_of, outcome
+    ):
+        config = tiny(tmp_path, train_examples=examples, batch_size=2, epochs=1)
+        status, _, error = outcome(program.main, *flags_of(config))
+        assert (status, error) == (0, "") or (
+            status == 2 and re.fullmatch(r"error: .*--train_examples.*\n", error)
+        )
+
+    def test_held_out_images_have_no_part_in_training(
+        self, image_folder, tiny, tmp_path, state_of, assert_same_state
+    ):
+        rows = validation_split(48, 0)[1]
+        other = shutil.copytree(image_folder, tmp_path / "other")
+        files = [
+            file
+            for number in range(16)
+            for file in sorted((other / "train").glob(f"*/{number:02}.png"))
+        ]
+        for row in rows:  # `load` has the classes take turns
+            Image.new("RGB", (32, 32), "red").save(files[row])
+        changed = (load(str(other), "train").images != load(str(image_folder), "train").images).any(
+            axis=(1, 2, 3)
+        )
+        np.testing.assert_array_equal(np.flatnonzero(changed), rows)
+        states, steps = [], []
+        for hold_out in (True, False):
+            for name, images in (("first", image_folder), ("second", other)):
+                folder = tmp_path / f"{name}-{hold_out}"
+                config = tiny(folder, dataset=str(images), hold_out=hold_out, epochs=3)
+                result = train(config)
+                states.append(state_of(config.run_dir))
+                steps.append(restore_run(result.run_folder)[1].step.numpy())
+        assert_same_state(states[0], states[1])
+        different = [name for name in states[2] if (states[2][name] != states[3][name]).any()]
+        assert len(different) > 50
+        assert steps == [15, 15, 18, 18]  # 43 of 48 images are five mini-batches of eight
+
+    def test_held_out_images_score_the_probe(self, tiny, tmp_path):
+        from ad_keras.measures.latents import encode
+        from ad_keras.measures.probe import linear_probe
+
+        config = tiny(tmp_path, hold_out=True, epochs=1)
+        result = train(config)
+        images = load(config.dataset, "train")
+        fitted, scored = validation_split(len(images), config.seed)
+        latents = encode(restore_run(result.run_folder)[1].encoder, images.images)
+        probe = linear_probe(
+            latents[fitted],
+            images.labels[fitted],
+            latents[scored],
+            images.labels[scored],
+            num_classes=3,
+        )
+        assert result.history["1"][PROBE] == probe.accuracy
+
+    def test_run_with_images_held_out_continues_to_the_same_bits(
+        self, tiny, tmp_path, state_of, assert_same_state
+    ):
+        whole, parts = tiny(tmp_path / "a", hold_out=True), tiny(tmp_path / "b", hold_out=True)
+        train(whole)
+        train(dataclasses.replace(parts, epochs=1))
+        train(parts)
+        assert_same_state(state_of(parts.run_dir), state_of(whole.run_dir))
+        with pytest.raises(UsageError, match="--hold_out was True and is False"):
+            train(dataclasses.replace(parts, hold_out=False))
+
+    def test_run_from_before_images_could_be_held_out_continues(self, tiny, tmp_path):
+        config = tiny(tmp_path, epochs=1)
+        train(config)
+        file = Path(config.run_dir, "flags.json")
+        flags = json.loads(file.read_text())
+        del flags["hold_out"]
+        file.write_text(json.dumps(flags))
+        assert list(train(dataclasses.replace(config, epochs=2)).history) == ["0", "1", "2"]
+        assert restore_run(Path(config.run_dir))[0].hold_out is False
+
+    def test_networks_need_not_be_exported(self, tiny, tmp_path):
+        config = tiny(tmp_path, epochs=1)
+        assert train(config, export=False).export_folder is None
+        assert not Path(config.saved_model_dir).exists()
+        assert (Path(train(config).export_folder) / "encoder.keras").is_file()
+
+    def test_whole_data_set_can_be_one_batch(self, tiny, tmp_path):
+        result = train(tiny(tmp_path, batch_size=48, epochs=2))
+        assert restore_run(result.run_folder)[1].step.numpy() == 2
+
+    @pytest.mark.parametrize(
+        ("flag", "expected"),
+        [
+            ("--batch_size=49", "--batch_size=49 is more than the 48 training images"),
+            ("--batch_size=1", "--batch_size=1 is not possible"),
+            ("--batch_size=-8", "--batch_size=-8 is not possible"),
+            ("--train_examples=49", "--train_examples=49 is more than the 48 training images"),
+            ("--train_examples=-1", "--train_examples=-1 is not possible"),
+            ("--train_examples=4", "--batch_size=8 is more than the 4 training images"),
+            ("--batch_size=44 --hold_out", "--batch_size=44 is more than the 43 training images"),
+            ("--image_size=33", "--image_size=33 is not possible"),
+        ],
+    )
+    def test_sizes_that_do_not_fit_the_data_are_one_line(
+        self, flag, expected, tiny, tmp_path, flags_of, outcome
+    ):
+        status, _, error = outcome(program.main, *flags_of(tiny(tmp_path)), *flag.split())
+        assert status == 2
+        assert re.fullmatch(r"error: .*\n", error)
+        assert expected in error
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+    def test_broken_image_is_one_line(self, image_folder, tiny, tmp_path, flags_of, outcome):
+        copy = shutil.copytree(image_folder, tmp_path / "images")
+        broken = copy / "train" / "dog" / "07.png"
+        broken.write_bytes(broken.read_bytes()[:100])
+        config = tiny(tmp_path, dataset=str(copy))
+        status, _, error = outcome(program.main, *flags_of(config))
+        assert status == 1
+        assert re.fullmatch(r"error: .*\n", error)
+        assert str(broken) in error
+
+    def test_larger_images_train(self, tiny, tmp_path):
+        result = train(tiny(tmp_path, image_size=64, epochs=1, dream_every=1))
+        encoder = ad_keras.load_encoder(result.export_folder)
+        assert encoder.inputs[0].shape == (None, 64, 64, 3)
+        page = np.asarray(Image.open(result.run_folder / "figures" / "wake.png"))
+        assert page.std() > 10
+
+
+class TestDivergence:
+    def test_loss_that_is_not_finite_stops_and_names_phase_step_and_checkpoint(
+        self, tiny, tmp_path, flags_of, outcome, monkeypatch, state_of
+    ):
+        from ad_keras.pad import losses
+
+        config = tiny(tmp_path, checkpoint_every=2)
+        step = tf.Variable(0)
+
+        def poisoned(latents, recovered):
+            return tf.where(step.assign_add(1) == 9, np.nan, tf.reduce_mean(recovered**2))
+
+        monkeypatch.setattr(losses, "latent_loss", poisoned)
+        status, _, error = outcome(program.main, *flags_of(config))
+        assert status == 1
+        assert re.fullmatch(r"error: .*\n", error)
+        assert "nrem/latent_loss became nan at step 9 (epoch 2)" in error
+        last = Path(config.run_dir, "checkpoints", "recent", "step-8")
+        assert f"last good checkpoint is {last}" in error
+        assert "--encoder_learning_rate" in error
+        assert all(
+            np.isfinite(value).all()
+            for value in state_of(config.run_dir).values()
+            if value.dtype.kind == "f"
+        )
+        assert restore_run(Path(config.run_dir))[1].step.numpy() == 8
+
+    @pytest.mark.parametrize(("rate", "batch_size"), [("1e3", 8), ("30", 48)])
+    def test_far_too_high_learning_rate_is_one_line(
+        self, rate, batch_size, tiny, tmp_path, flags_of, outcome
+    ):
+        config = tiny(tmp_path, batch_size=batch_size, probe_every=1, epochs=9)
+        status, _, error = outcome(
+            program.main,
+            *flags_of(config),
+            f"--encoder_learning_rate={rate}",
+            f"--generator_learning_rate={rate}",
+        )
+        assert status == 1
+        assert re.fullmatch(r"error: .* at step \d+.*\n", error)
+        assert "--encoder_learning_rate" in error
+
+    def test_weight_that_is_not_finite_is_not_saved(self, tiny, tmp_path, monkeypatch):
+        fit = keras.Model.fit
+        config = tiny(tmp_path, epochs=3)
+
+        def fit_and_spoil(model, *arguments, initial_epoch, **options):
+            if initial_epoch == 2:
+                first = model.generator.trainable_variables[0]
+                first.assign(tf.fill(first.shape, np.inf))
+            return fit(model, *arguments, initial_epoch=initial_epoch, **options)
+
+        monkeypatch.setattr(keras.Model, "fit", fit_and_spoil)
+        with pytest.raises(RunError, match=r"step-12"):
+            train(config)
+        assert restore_run(Path(config.run_dir))[1].step.numpy() == 12
+
+    def test_latents_that_overflow_are_one_line(self, tiny, tmp_path, monkeypatch):
+        def overflowing(encoder, images):
+            return np.full((len(images), 8), np.inf, np.float32)
+
+        monkeypatch.setattr(callbacks, "encode", overflowing)
+        with pytest.raises(RunError) as error:
+            train(tiny(tmp_path))
+        assert "\n" not in str(error.value)
+
+
+class TestDisk:
+    @pytest.mark.parametrize(
+        ("size", "dream_every"), [(100, 0), (3_000, 0), (20_000, 1), (250_000, 1)]
+    )
+    def test_disk_that_takes_no_more_is_one_line_that_says_where(
+        self, size, dream_every, tiny, tmp_path, flags_of, outcome
+    ):
+        config = tiny(tmp_path, dream_every=dream_every, checkpoint_every=3)
+        with largest_file(size):
+            status, _, error = outcome(program.main, *flags_of(config))
+        assert status == 1
+        assert re.fullmatch(r"error: .*\n", error)
+        assert str(tmp_path) in error
+
+    def test_run_goes_on_once_there_is_room_again(
+        self, finished, tiny, tmp_path, state_of, assert_same_state
+    ):
+        config = tiny(tmp_path, epochs=4)
+        with largest_file(20_000), pytest.raises(RunError, match="cannot save a checkpoint"):
+            train(config)
+        train(config)
+        assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
+
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            OSError(errno.ENOSPC, "No space left on device"),
+            tf.errors.ResourceExhaustedError(None, None, "No space left on device"),
+        ],
+    )
+    def test_export_that_fails_is_one_line_and_leaves_the_earlier_one(
+        self, failure, copied, flags_of, outcome, monkeypatch
+    ):
+        Path(copied.saved_model_dir).mkdir()
+        Path(copied.saved_model_dir, "metadata.json").write_text("{}")
+        Path(copied.saved_model_dir, "encoder.keras").write_text("earlier")
+
+        def fail(*_, **__):
+            raise failure
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tf.saved_model, "save", fail)
+            status, _, error = outcome(program.main, *flags_of(copied))
+        assert status == 1
+        assert re.fullmatch(r"error: .*No space left on device.*\n", error)
+        assert Path(copied.saved_model_dir, "encoder.keras").read_text() == "earlier"
+        assert list(Path(copied.saved_model_dir).parent.glob(".*partial*")) == []
+
+    def test_history_that_cannot_be_written_is_one_line(
+        self, tiny, tmp_path, flags_of, outcome, monkeypatch
+    ):
+        def refuse(path, text):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+        monkeypatch.setattr(callbacks, "write_atomically", refuse)
+        status, _, error = outcome(program.main, *flags_of(tiny(tmp_path)))
+        assert status == 1
+        assert re.fullmatch(r"error: .*history\.json: Read-only file system.*\n", error)
+
+    @pytest.mark.parametrize("flag", ["run_dir", "saved_model_dir"])
+    def test_folder_that_cannot_be_made_is_one_line_before_training(
+        self, flag, tiny, tmp_path, flags_of, outcome
+    ):
+        (tmp_path / "file").write_text("")
+        config = tiny(tmp_path, **{flag: str(tmp_path / "file" / "x")})
+        status, out, error = outcome(program.main, *flags_of(config))
+        assert status in (1, 2)
+        assert re.fullmatch(r"error: .*\n", error)
+        assert str(tmp_path / "file") in error
+        assert "Epoch" not in out
+
+
+class TestCommandLine:
+    def test_process_is_quiet_and_ends_with_where_everything_is(
+        self, finished, tiny, tmp_path, flags_of, state_of, assert_same_state
+    ):
+        config = tiny(tmp_path, epochs=4, dream_every=2)
+        done = subprocess.run(
+            [sys.executable, "-m", "ad_keras.train", *flags_of(config)],
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert done.returncode == 0
+        assert done.stderr == ""
+        progress, summary = done.stdout.rstrip().split("\n\n")
+        lines = progress.splitlines()
+        assert lines[0::2] == [f"Epoch {epoch}/4" for epoch in range(1, 5)]
+        for line in lines[1::2]:
+            assert re.search(r"images/s: \d+.* wake: .* kl: .* nrem: .* rem: ", line), line
+        assert "linear probe" in summary.lower()
+        scores = re.findall(r"(\d+\.\d)%", summary)
+        before, after = (finished[1].history[epoch][PROBE] for epoch in "04")
+        assert scores[:2] == [f"{100 * before:.1f}", f"{100 * after:.1f}"]
+        assert "4 epochs" in summary
+        named = dict(
+            re.fullmatch(r"([\w ]+): (?:tensorboard --logdir=)?(.*)", line).groups()
+            for line in summary.splitlines()
+            if str(tmp_path) in line
+        )
+        assert Path(named["Encoder and generator"], "encoder.keras").is_file()
+        assert Path(named["Dreams"]).is_file()
+        assert list(Path(named["Watch"]).glob("events.*"))
+        assert "tensorboard --logdir=" in summary
+        # Another process, other reports on the way: still the same bits.
+        assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
+
+    def test_pictures_that_were_never_made_are_not_promised(
+        self, tiny, tmp_path, flags_of, outcome
+    ):
+        config = tiny(tmp_path, epochs=1)
+        train(config)
+        status, out, _ = outcome(program.main, *flags_of(config), "--dream_every=1")
+        assert status == 0
+        for path in re.findall(r"^Dreams: (.*)$", out, re.MULTILINE):
+            assert Path(path).is_file()
+
+    def test_fewer_epochs_than_were_trained_are_refused(
+        self, tiny, tmp_path, flags_of, outcome, monkeypatch
+    ):
+        config = tiny(tmp_path, epochs=3)
+
+        class Stopped(Exception):
+            pass
+
+        def stop(reports, epoch, logs=None):
+            report(reports, epoch, logs)
+            if epoch == 1:
+                raise Stopped
+
+        report = callbacks.Reports.on_epoch_end
+        with monkeypatch.context() as patch:
+            patch.setattr(callbacks.Reports, "on_epoch_end", stop)
+            with pytest.raises(Stopped):
+                train(config)
+        before = (tmp_path / "run" / "flags.json").read_bytes()
+        status, out, error = outcome(program.main, *flags_of(config), "--epochs=1")
+        assert (status, out) == (2, "")
+        assert "is in epoch 2 (step 12), beyond --epochs=1: use --epochs=2 or more" in error
+        assert (tmp_path / "run" / "flags.json").read_bytes() == before
+        status, out, error = outcome(program.main, *flags_of(config), "--epochs=2")
+        assert (status, error) == (0, "")
+        assert "2 epochs" in out
+
+    @pytest.mark.parametrize("step", [4, 6])
+    def test_interrupted_step_is_finished_saved_and_continued_from(
+        self, step, tiny, tmp_path, monkeypatch, finished, state_of, assert_same_state
+    ):
+        config = tiny(tmp_path, epochs=4, overwrite=True)
+
+        def interrupt(log, batch, logs=None):
+            write(log, batch, logs)
+            if int(log.model.step.numpy()) == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        write = callbacks.LossLog.on_train_batch_end
+        with monkeypatch.context() as patch:
+            patch.setattr(callbacks.LossLog, "on_train_batch_end", interrupt)
+            with pytest.raises(Interrupted) as stop:
+                train(config)
+        assert stop.value.exit_status == 143
+        assert f"SIGTERM at step {step}: the state is saved" in str(stop.value)
+        assert "without --overwrite" in str(stop.value)
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+        result = train(dataclasses.replace(config, overwrite=False))
+        for epoch, entry in result.history.items():
+            assert (epoch == "0") or entry.keys() >= LOSSES
+        assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
+
+    def test_interruption_keeps_what_was_logged(self, tiny, tmp_path, flags_of):
+        config = tiny(tmp_path, epochs=100_000, log_every=1)
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "ad_keras.train", *flags_of(config)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            for line in process.stdout:
+                if line.startswith("Epoch 3/"):
+                    break
+            process.terminate()
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == 143, error
+        (step,) = re.findall(r"at step (\d+)", error)
+        assert int(step) >= 12
+        assert sorted(scalars(config.run_dir, "wake/kl_loss")) == list(range(1, int(step) + 1))
+
+
+def test_run_in_its_default_place_stays_in_the_working_directory(
+    tiny, tmp_path, monkeypatch, image_folder
+):
+    monkeypatch.chdir(tmp_path)
+    config = tiny(tmp_path, run_dir=None, saved_model_dir=None, epochs=1)
+    result = train(config)
+    name = image_folder.name
+    assert result.run_folder.resolve() == tmp_path / "runs" / name
+    assert result.export_folder.resolve() == tmp_path / "saved_models" / name
+    assert sorted(os.listdir(tmp_path)) == ["runs", "saved_models"]
+
+
+def test_conditions_without_a_phase_log_no_losses_of_it(tiny, tmp_path):
+    result = train(tiny(tmp_path, phases=("wake",), external_weight=0.0, epochs=1))
+    assert {name for name in result.history["1"] if "probe" not in name} == {
+        "wake/reconstruction_loss",
+        "wake/kl_loss",
+    }
+
+
+def test_images_that_are_not_there_are_one_line(tiny, tmp_path):
+    with pytest.raises(UsageError, match="has no folder 'train'"):
+        train(tiny(tmp_path, dataset=str(tmp_path)))
