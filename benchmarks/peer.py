@@ -167,9 +167,9 @@ class Peer:
         return {
             "wake/reconstruction_loss": reconstruction_loss.item(),
             "wake/kl_loss": kl_loss.item(),
-            "wake/discriminator_loss": external_loss.item(),
-            "nrem/latent_loss": latent_loss.item(),
-            "rem/discriminator_loss": internal_loss.item(),
+            "wake/external_loss": external_loss.item(),
+            "nrem/recovery_loss": latent_loss.item(),
+            "rem/internal_loss": internal_loss.item(),
         }
 
     def _autocast(self) -> torch.autocast:

@@ -201,7 +201,7 @@ def test_agrees_with_the_plain_form(benchmarks, image_folder):
         rounding = differences["nudged"][name]
         assert difference.shape == rounding.shape == (8,)
         assert difference.max() < 1e-5 + 10 * rounding.max(), name
-        if name != "nrem/latent_loss":
+        if name != "nrem/recovery_loss":
             assert difference.max() < 1e-3, name
     # What this is sensitive to: PyTorch's own Adam takes other steps.
     other = differences["own Adam"]["wake/kl_loss"].max()

@@ -43,8 +43,8 @@ class PAD(keras.Model):
         reconstruction_weight: of the squared error in wake.
         kl_weight: of the latents' divergence from the prior in wake.
         external_weight: of the discriminator's loss in wake; with 0 it is left out.
-        nrem_weight: of the latents' squared error in NREM.
-        rem_weight: of the discriminator's loss in REM.
+        recovery_weight: of the latents' squared error in NREM.
+        internal_weight: of the discriminator's loss in REM.
         wake_noise_variance: of Gaussian noise added to the latents that wake reconstructs from.
         mix_recent: lambda, the share of the newest among the two memories that REM mixes.
         mix_memories: lambda', the share of memories in a REM latent; the rest is noise.
@@ -69,8 +69,8 @@ class PAD(keras.Model):
         reconstruction_weight: float = 1.0,
         kl_weight: float = 1.0,
         external_weight: float = 1.0,
-        nrem_weight: float = 1.0,
-        rem_weight: float = 1.0,
+        recovery_weight: float = 1.0,
+        internal_weight: float = 1.0,
         wake_noise_variance: float = 0.0,
         mix_recent: float = 0.5,
         mix_memories: float = 0.5,
@@ -98,8 +98,8 @@ class PAD(keras.Model):
             "reconstruction_weight": reconstruction_weight,
             "kl_weight": kl_weight,
             "external_weight": external_weight,
-            "nrem_weight": nrem_weight,
-            "rem_weight": rem_weight,
+            "recovery_weight": recovery_weight,
+            "internal_weight": internal_weight,
             "wake_noise_variance": wake_noise_variance,
             "mix_recent": mix_recent,
             "mix_memories": mix_memories,
@@ -118,11 +118,11 @@ class PAD(keras.Model):
         )
         names = ["wake/reconstruction_loss", "wake/kl_loss"]
         if external_weight:
-            names += ["wake/discriminator_loss", "wake/external_probability"]
+            names += ["wake/external_loss", "wake/external_probability"]
         if "nrem" in phases:
-            names += ["nrem/latent_loss"]
+            names += ["nrem/recovery_loss"]
         if "rem" in phases:
-            names += ["rem/discriminator_loss", "rem/external_probability"]
+            names += ["rem/internal_loss", "rem/external_probability"]
         self._means = {name: _GlobalMean(name.replace("/", "_")) for name in names}
         self.built = True
 
@@ -283,7 +283,7 @@ class PAD(keras.Model):
         return list(self._means.values())
 
     def get_metrics_result(self) -> dict[str, tf.Tensor]:
-        """The means since the epoch's start, by phase: `wake/kl_loss`, `nrem/latent_loss`, ..."""
+        """The means since the epoch's start, by phase: `wake/kl_loss`, `nrem/recovery_loss`, ..."""
         means = {name: mean.result() for name, mean in self._means.items()}
         if _runs_in_a_worker():
             # Keras reduces what the workers return along an axis (tensorflow#72388).
@@ -336,7 +336,7 @@ class PAD(keras.Model):
         loss += self._weigh("wake/kl_loss", losses.kl_loss(replicas.gather(latents)))
         if self._settings["external_weight"]:
             logits = outputs["external_logit"]
-            loss += self._weigh("wake/discriminator_loss", losses.external_loss(logits))
+            loss += self._weigh("wake/external_loss", losses.external_loss(logits))
             self._means["wake/external_probability"].update_state(_mean_probability(logits))
         return loss, latents
 
@@ -354,13 +354,13 @@ class PAD(keras.Model):
         mask = occlusion_mask(draws[1], probabilities, tiles, *dreams.shape[1:3])
         mask = replicas.own(mask) if per_image else mask
         recovered = self.encoder(occlude(dreams, mask), training=True)["latent"]
-        return self._weigh("nrem/latent_loss", losses.latent_loss(latents, recovered))
+        return self._weigh("nrem/recovery_loss", losses.latent_loss(latents, recovered))
 
     def _rem_loss(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         dreams = self.generator(self.mix(latents, recalled, key), training=True)
         logits = self.encoder(dreams, training=True)["external_logit"]
         self._means["rem/external_probability"].update_state(_mean_probability(logits))
-        return self._weigh("rem/discriminator_loss", losses.internal_loss(logits))
+        return self._weigh("rem/internal_loss", losses.internal_loss(logits))
 
     def _weigh(self, name: str, loss: tf.Tensor) -> tf.Tensor:
         """Records a loss as it is in the paper; returns what this replica adds to the total.
@@ -396,9 +396,9 @@ class PAD(keras.Model):
 _WEIGHTS = {
     "wake/reconstruction_loss": "reconstruction_weight",
     "wake/kl_loss": "kl_weight",
-    "wake/discriminator_loss": "external_weight",
-    "nrem/latent_loss": "nrem_weight",
-    "rem/discriminator_loss": "rem_weight",
+    "wake/external_loss": "external_weight",
+    "nrem/recovery_loss": "recovery_weight",
+    "rem/internal_loss": "internal_weight",
 }
 
 

@@ -35,9 +35,9 @@ _UNTRAINED = ("untrained", "#BBBBBB")
 _LOSSES = {
     "wake/reconstruction_loss": "Wake: reconstruction",
     "wake/kl_loss": "Wake: divergence from the prior",
-    "wake/discriminator_loss": "Wake: external?",
-    "nrem/latent_loss": "NREM: latent",
-    "rem/discriminator_loss": "REM: external?",
+    "wake/external_loss": "Wake: external?",
+    "nrem/recovery_loss": "NREM: latent",
+    "rem/internal_loss": "REM: external?",
 }
 _RATIOS = ("intra_inter_ratio", "occluded_inter_ratio")
 _MEMORIES = 10  # columns of a sheet of dreams

@@ -25,8 +25,8 @@ _EMBEDDED = 1000  # images in TensorBoard's projector
 _SHOWN = {
     "wake/reconstruction_loss": "wake",
     "wake/kl_loss": "kl",
-    "nrem/latent_loss": "nrem",
-    "rem/discriminator_loss": "rem",
+    "nrem/recovery_loss": "nrem",
+    "rem/internal_loss": "rem",
 }  # what the progress bar shows, and its names for them
 
 

@@ -17,7 +17,7 @@ CONDITIONS = {
         "phases": ("wake", "nrem"),
         "external_weight": 0.0,
         "wake_noise_variance": 0.5,
-        "nrem_weight": 0.5,
+        "recovery_weight": 0.5,
     },
     "no_nrem": {"phases": ("wake", "rem")},
     "wake_only": {"phases": ("wake",), "external_weight": 0.0, "wake_noise_variance": 0.5},
@@ -65,11 +65,11 @@ class Config:
     )
     reconstruction_weight: float = flag(1.0, _PHASES, "of the reconstruction loss in wake")
     kl_weight: float = flag(1.0, _PHASES, "of the divergence from the prior in wake")
-    external_weight: float = flag(1.0, _PHASES, "of the discriminator's loss in wake; 0: without")
+    external_weight: float = flag(1.0, _PHASES, "of the loss of calling images external in wake; 0: without")
     wake_noise_variance: float = flag(
         0.0, _PHASES, "of the noise on the latents that wake reconstructs from"
     )
-    nrem_weight: float = flag(1.0, _PHASES, "of the latent loss in NREM")
+    recovery_weight: float = flag(1.0, _PHASES, "of the recovery loss in NREM")
     nrem_memories: str = flag(
         "single", _PHASES, "what NREM replays: memories, or REM's mixtures", ("single", "mixed")
     )
@@ -78,7 +78,7 @@ class Config:
     tile_min: int = flag(1, _PHASES, "smallest side of a tile in pixels")
     tile_max: int = flag(8, _PHASES, "largest side of a tile in pixels")
     mask_per: str = flag("batch", _PHASES, "one occlusion mask for each", ("batch", "image"))
-    rem_weight: float = flag(1.0, _PHASES, "of the discriminator's loss in REM")
+    internal_weight: float = flag(1.0, _PHASES, "of the loss of calling dreams internal in REM")
     mix_recent: float = flag(0.5, _PHASES, "share of the newer of the two memories (lambda)")
     mix_memories: float = flag(0.5, _PHASES, "share of memories against noise (lambda')")
 
@@ -128,7 +128,7 @@ class Config:
         self._require("seed", self.seed < 2**63, "a number of 64 bits")
         self._require("batch_size", self.batch_size >= 2, "at least 2: one image has no variance")
         self._require("image_size", self.image_size in IMAGE_SIZES, "32, 64 or 128")
-        for name in ("reconstruction_weight", "nrem_weight", "rem_weight"):
+        for name in ("reconstruction_weight", "recovery_weight", "internal_weight"):
             self._require(name, getattr(self, name) > 0, "above 0; --phases leaves a phase out")
         for name in ("kl_weight", "external_weight", "wake_noise_variance"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
@@ -165,7 +165,7 @@ class Config:
         """Which of the paper's conditions this is, or `custom`."""
         plain = Config()
         names = {name for changes in CONDITIONS.values() for name in changes}
-        names |= {"reconstruction_weight", "kl_weight", "rem_weight"}
+        names |= {"reconstruction_weight", "kl_weight", "internal_weight"}
         names |= {"occlusion_min", "occlusion_max", "tile_min", "tile_max", "mask_per"}
         mine = {name: getattr(self, name) for name in names}
         for condition, changes in CONDITIONS.items():

@@ -251,7 +251,7 @@ def test_nrem_descends_the_distance_to_the_latents_recovered_from_the_occluded_d
 
 
 def test_nrem_without_occlusion_sees_the_dream_itself():
-    model = new_model("sgd", nrem_weight=3.0, **UNOCCLUDED)
+    model = new_model("sgd", recovery_weight=3.0, **UNOCCLUDED)
     latents = random_latents(1)
     dreams = model.generator(latents).numpy()
 
@@ -272,7 +272,9 @@ def test_nrem_with_full_occlusion_sees_grey():
     recovered = model.encoder(grey)["latent"]
     model.nrem(latents, random_latents(2))
     expected = np.mean((latents - recovered) ** 2)
-    np.testing.assert_allclose(model.get_metrics_result()["nrem/latent_loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        model.get_metrics_result()["nrem/recovery_loss"], expected, rtol=1e-5
+    )
 
 
 def test_nrem_moves_only_trunk_and_latent_head():
@@ -338,7 +340,7 @@ def paper_rem(model, mixed):
 
 @pytest.mark.parametrize("weight", [1.0, 2.5])
 def test_rem_descends_in_the_encoder_and_ascends_in_the_generator(weight):
-    model = new_model("sgd", mix_memories=1.0, mix_recent=0.75, rem_weight=weight)
+    model = new_model("sgd", mix_memories=1.0, mix_recent=0.75, internal_weight=weight)
     latents, recalled = random_latents(1), random_latents(2)
     mixed = 0.75 * latents + 0.25 * recalled
     found = gradients(lambda: weight * paper_rem(model, mixed), model.encoder, model.generator)
@@ -511,8 +513,8 @@ def test_dreams_get_the_latents_of_both_batches_from_before_their_updates(monkey
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_every_condition_runs_with_its_own_metrics(name):
     reconstruct = {"wake/reconstruction_loss", "wake/kl_loss"}
-    external = {"wake/discriminator_loss", "wake/external_probability"}
-    nrem, rem = {"nrem/latent_loss"}, {"rem/discriminator_loss", "rem/external_probability"}
+    external = {"wake/external_loss", "wake/external_probability"}
+    nrem, rem = {"nrem/recovery_loss"}, {"rem/internal_loss", "rem/external_probability"}
     expected = {
         "no_rem": reconstruct | nrem,
         "no_nrem": reconstruct | external | rem,
@@ -537,7 +539,7 @@ def test_the_conditions_are_the_papers():
             "phases": ("wake", "nrem"),
             "external_weight": 0.0,
             "wake_noise_variance": 0.5,
-            "nrem_weight": 0.5,
+            "recovery_weight": 0.5,
         },
         "no_nrem": {"phases": ("wake", "rem")},
         "wake_only": {"phases": ("wake",), "external_weight": 0.0, "wake_noise_variance": 0.5},
@@ -566,8 +568,8 @@ def test_the_full_model_has_the_papers_settings_by_default():
             "reconstruction_weight": 1.0,
             "kl_weight": 1.0,
             "external_weight": 1.0,
-            "nrem_weight": 1.0,
-            "rem_weight": 1.0,
+            "recovery_weight": 1.0,
+            "internal_weight": 1.0,
             "wake_noise_variance": 0.0,
             "mix_recent": 0.5,
             "mix_memories": 0.5,
@@ -579,7 +581,13 @@ def test_the_full_model_has_the_papers_settings_by_default():
 
 
 def test_metrics_report_the_losses_unweighted():
-    names = ("reconstruction_weight", "kl_weight", "external_weight", "nrem_weight", "rem_weight")
+    names = (
+        "reconstruction_weight",
+        "kl_weight",
+        "external_weight",
+        "recovery_weight",
+        "internal_weight",
+    )
     plain, weighted = (
         new_model("sgd", learning_rate=0.0, **dict.fromkeys(names, weight)) for weight in (1.0, 7.0)
     )
@@ -597,10 +605,10 @@ def test_training_metrics_are_the_papers_losses():
     expected = {
         "wake/reconstruction_loss": paper_reconstruction(images, rebuilt),
         "wake/kl_loss": paper_prior(latents),
-        "wake/discriminator_loss": paper_external(outputs["external_logit"]),
+        "wake/external_loss": paper_external(outputs["external_logit"]),
         "wake/external_probability": np.mean(1 / (1 + np.exp(-outputs["external_logit"]))),
-        "nrem/latent_loss": tf.reduce_mean((latents - again["latent"]) ** 2),
-        "rem/discriminator_loss": paper_internal(again["external_logit"]),
+        "nrem/recovery_loss": tf.reduce_mean((latents - again["latent"]) ** 2),
+        "rem/internal_loss": paper_internal(again["external_logit"]),
         "rem/external_probability": np.mean(1 / (1 + np.exp(-again["external_logit"]))),
     }
     actual = model.train_step(images)
@@ -748,7 +756,7 @@ def test_evaluation_mixes_each_latent_with_its_neighbours():
     model = new_model(mix_memories=1.0, **UNOCCLUDED)
     latents = model.encoder(signed())["latent"]
     expected = paper_rem(model, 0.5 * latents + 0.5 * np.roll(latents, 1, axis=0))
-    actual = model.test_step(pixels())["rem/discriminator_loss"]
+    actual = model.test_step(pixels())["rem/internal_loss"]
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 

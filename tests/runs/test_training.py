@@ -33,10 +33,10 @@ SHEETS = ("wake", "nrem", "rem", "traversal")
 LOSSES = {
     "wake/reconstruction_loss",
     "wake/kl_loss",
-    "wake/discriminator_loss",
+    "wake/external_loss",
     "wake/external_probability",
-    "nrem/latent_loss",
-    "rem/discriminator_loss",
+    "nrem/recovery_loss",
+    "rem/internal_loss",
     "rem/external_probability",
 }
 PROBE = "probe/validation_accuracy"
@@ -424,7 +424,7 @@ class TestDivergence:
         status, _, error = outcome(program.main, *flags_of(config))
         assert status == 1
         assert re.fullmatch(r"error: .*\n", error)
-        assert "nrem/latent_loss became nan at step 9 (epoch 2)" in error
+        assert "nrem/recovery_loss became nan at step 9 (epoch 2)" in error
         last = Path(config.run_dir, "checkpoints", "recent", "step-8")
         assert f"last good checkpoint is {last}" in error
         assert "--encoder_learning_rate" in error

@@ -157,8 +157,8 @@ class TestSpace:
         ("condition", "missing"),
         [
             ("full", set()),
-            ("no_nrem", {"nrem_weight", "occlusion_min", "occlusion_max"}),
-            ("no_rem", {"rem_weight", "mix_recent", "mix_memories", "external_weight"}),
+            ("no_nrem", {"recovery_weight", "occlusion_min", "occlusion_max"}),
+            ("no_rem", {"internal_weight", "mix_recent", "mix_memories", "external_weight"}),
             ("nrem_mixed", set()),
         ],
     )
@@ -189,7 +189,10 @@ class TestFlags:
         [
             ("--search=beta1", "--search=beta1 cannot be varied. Did you mean beta_1"),
             ("--search=", "--search= is not possible"),
-            ("--phases=wake,rem --search=nrem_weight", "--search=nrem_weight plays no role"),
+            (
+                "--phases=wake,rem --search=recovery_weight",
+                "--search=recovery_weight plays no role",
+            ),
             ("--external_weight=0 --search=external_weight", "external_weight plays no role"),
             ("--tuner=grid", "random|bayesian|hyperband"),
             ("--objective=fid", "probe|ridge_probe"),
