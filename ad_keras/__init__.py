@@ -8,6 +8,12 @@ import importlib
 
 _HOMES = {
     "PAD": "ad_keras.pad.model",
+    "Hippocampus": "ad_keras.pad.hippocampus",
+    "LatentDistance": "ad_keras.pad.losses",
+    "Minimax": "ad_keras.pad.losses",
+    "Mixing": "ad_keras.pad.mixing",
+    "Occlusion": "ad_keras.pad.perturbations",
+    "Part": "ad_keras.pad.parts",
     "build_encoder": "ad_keras.pad.networks",
     "build_generator": "ad_keras.pad.networks",
     "export_networks": "ad_keras.runs.export",

@@ -1,7 +1,8 @@
 """The networks' layers: Keras's own, computed in forms that are faster on a CPU.
 
 Each has the variables, the configuration and the mathematics (to rounding) of the built-in layer
-that it derives from; on other devices it is that layer. TensorFlow's CPU kernels leave four gaps:
+that it derives from. It is that layer on other devices, and with settings other than those of the
+paper's networks. TensorFlow's CPU kernels leave four gaps:
 
 - the filter gradient of a convolution in bfloat16 is several times slower than the matrix product
   that it is;
@@ -26,7 +27,7 @@ _TAPS = np.array([[3, 1, 4], [4, 2, 0]], np.int32)
 
 @keras.saving.register_keras_serializable("ad_keras")
 class Convolution(keras.layers.Conv2D):
-    """`keras.layers.Conv2D` with 4x4 kernels, stride 2 and "same" padding, for even sizes."""
+    """`keras.layers.Conv2D`, faster with 4x4 kernels, stride 2 and "same" padding."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Convolves.
@@ -35,16 +36,16 @@ class Convolution(keras.layers.Conv2D):
             inputs: [B, H, W, C].
 
         Returns:
-            [B, H / 2, W / 2, filters].
+            [B, H / 2, W / 2, filters], with the settings that this layer is made for.
         """
-        if not _on_cpu():
+        if not _on_cpu() or not _is_halving(self, inputs):
             return super().call(inputs)
         return _convolution(inputs, *_values(self))
 
 
 @keras.saving.register_keras_serializable("ad_keras")
 class TransposedConvolution(keras.layers.Conv2DTranspose):
-    """`keras.layers.Conv2DTranspose` with 4x4 kernels, stride 2 and "same" padding."""
+    """`keras.layers.Conv2DTranspose`, faster with 4x4 kernels, stride 2 and "same" padding."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Doubles the size of feature maps.
@@ -53,9 +54,9 @@ class TransposedConvolution(keras.layers.Conv2DTranspose):
             inputs: [B, H, W, C].
 
         Returns:
-            [B, 2 H, 2 W, filters].
+            [B, 2 H, 2 W, filters], with the settings that this layer is made for.
         """
-        if not _on_cpu():
+        if not _on_cpu() or not _is_doubling(self, inputs):
             return super().call(inputs)
         return _transposed_convolution(inputs, *_values(self))
 
@@ -73,7 +74,7 @@ class Projection(keras.layers.EinsumDense):
         Returns:
             [B, H, W, C], the last three as in the kernel [latent_dim, H, W, C].
         """
-        if not _on_cpu():
+        if not _on_cpu() or not _is_projection(self):
             return super().call(inputs)
         return _projection(inputs, *_values(self))
 
@@ -90,6 +91,38 @@ def builtin(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
 
 def _on_cpu() -> bool:
     return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
+
+
+def _is_plain(layer: keras.layers.Conv2D | keras.layers.Conv2DTranspose) -> bool:
+    settings = (layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
+    return (
+        settings == ((_KERNEL, _KERNEL), (2, 2), (1, 1), "same")
+        and layer.use_bias
+        and layer.activation is keras.activations.linear
+        and layer.data_format == "channels_last"
+    )
+
+
+def _is_halving(layer: keras.layers.Conv2D, inputs: tf.Tensor) -> bool:
+    sizes = inputs.shape[1:3]
+    return (
+        _is_plain(layer)
+        and layer.groups == 1
+        and all(size is not None and size % 2 == 0 for size in sizes)
+    )
+
+
+def _is_doubling(layer: keras.layers.Conv2DTranspose, inputs: tf.Tensor) -> bool:
+    known = None not in inputs.shape[1:3]
+    return _is_plain(layer) and known and layer.output_padding is None
+
+
+def _is_projection(layer: keras.layers.EinsumDense) -> bool:
+    return (
+        layer.equation == "bz,zhwc->bhwc"
+        and layer.bias_axes == "c"
+        and layer.activation is keras.activations.linear
+    )
 
 
 def _values(layer: keras.layers.Layer) -> tuple[tf.Tensor, tf.Tensor]:

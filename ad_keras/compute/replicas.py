@@ -7,6 +7,8 @@ random numbers, the metrics) goes through these functions. With one replica they
 
 import tensorflow as tf
 
+from ad_keras.compute import draws
+
 
 def count() -> int:
     """How many replicas share a mini-batch."""
@@ -61,6 +63,20 @@ def mean(value: tf.Tensor) -> tf.Tensor:
     if count() == 1:
         return value
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, value)
+
+
+def normal(part: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Standard normal noise, drawn for the whole mini-batch.
+
+    Args:
+        part: [B / replicas, N], of this replica; it gives the shape.
+        key: integer [2], of the stateless draw.
+
+    Returns:
+        Of the same shape, this replica's part of the noise.
+    """
+    shape = tf.shape(part) * [count(), 1]
+    return own(draws.normal(shape, key))
 
 
 def _index() -> tf.Tensor:

@@ -11,10 +11,17 @@ def as_signed(images: tf.Tensor) -> tf.Tensor:
 
     Returns:
         float32, same shape, in [-1, 1].
+
+    Raises:
+        ValueError: if they are integers of another type, whose range is unknown.
     """
     images = tf.convert_to_tensor(images)
     if images.dtype == tf.uint8:
         return tf.cast(images, tf.float32) / 127.5 - 1.0
+    if not images.dtype.is_floating:
+        raise ValueError(
+            f"images are of type {images.dtype.name}: they must be uint8, or floats in [-1, 1]."
+        )
     return tf.cast(images, tf.float32)
 
 

@@ -23,7 +23,7 @@ from ad_keras.measures.maps import pca_map, tsne_map
 from ad_keras.measures.neighbours import knn_accuracy
 from ad_keras.measures.probe import ProbeResult, linear_probe, ridge_probe
 from ad_keras.pad.model import PAD
-from ad_keras.pad.perturbations import occlude, occlusion_mask, sample_occlusion
+from ad_keras.pad.perturbations import perturb_each
 
 OF_DREAMS = ("fid", "kid", "density_coverage")
 """Those that compare dreams with real images, in the features of a network."""
@@ -447,17 +447,14 @@ class Suite:
         }
 
     def _dream_protocol(self, text: str) -> dict:
-        settings = self._model.get_config()
-        low, high = settings["occlusion_range"]
-        smallest, largest = settings["tile_range"]
-        replayed = "REM's mixtures" if settings["nrem_mixed"] else "training images' latents"
-        mixing = f"lambda {settings['mix_recent']}, lambda' {settings['mix_memories']}"
+        mixed = self._model.nrem_memories == "mixed"
+        replayed = "REM's mixtures" if mixed else "training images' latents"
+        perturbation, mixing = map(_described, (self._model.perturbation, self._model.mixing))
         protocol = {
             "text": f"{text}; real training images against as many of each kind",
             "reconstructions": "of test images",
             "nrem_replayed": f"generated from {replayed}",
-            "nrem": f"the same, occluded: probability {low} to {high}, tiles of {smallest} to "
-            f"{largest} pixels, a mask for each image",
+            "nrem": f"the same, each perturbed by a draw of its own: {perturbation}",
             "rem": f"generated from mixtures of two training images' latents and noise ({mixing}), "
             "whether or not the run had a REM phase",
             "test_images": "real ones: the floor",
@@ -481,14 +478,13 @@ def dreams(model: PAD, memories: np.ndarray, perceived: np.ndarray, seed: int) -
         `reconstructions` uint8 [M, H, W, C], `nrem_replayed`, `nrem` (occluded as in training,
         each image by a mask of its own) and `rem`, each uint8 [N, H, W, C].
     """
-    settings = model.get_config()
     # Each memory is mixed with its neighbour.
-    mixed = model.mix(memories, np.roll(memories, 1, axis=0), [seed, 0])
-    replayed = _generate(model, mixed if settings["nrem_mixed"] else memories)
+    mixed = model.mixing(memories, np.roll(memories, 1, axis=0), [seed, 0])
+    replayed = _generate(model, mixed if model.nrem_memories == "mixed" else memories)
     return {
         "reconstructions": to_pixels(_generate(model, perceived)).numpy(),
         "nrem_replayed": to_pixels(replayed).numpy(),
-        "nrem": _occluded(replayed, settings, seed),
+        "nrem": to_pixels(perturb_each(model.perturbation, replayed, [seed, 1])).numpy(),
         "rem": to_pixels(_generate(model, mixed)).numpy(),
     }
 
@@ -500,19 +496,6 @@ def _generate(model: PAD, latents: np.ndarray | tf.Tensor) -> np.ndarray:
     return tf.concat(parts, axis=0).numpy()
 
 
-def _occluded(images: np.ndarray, settings: dict, seed: int) -> np.ndarray:
-    parts = []
-    for number, start in enumerate(range(0, len(images), _BATCH)):
-        part = images[start : start + _BATCH]
-        keys = tf.random.split(tf.constant([seed, number], tf.int64), 2)
-        probabilities, tiles = sample_occlusion(
-            keys[0], len(part), settings["occlusion_range"], settings["tile_range"]
-        )
-        mask = occlusion_mask(keys[1], probabilities, tiles, *part.shape[1:3])
-        parts.append(to_pixels(occlude(part, mask)).numpy())
-    return np.concatenate(parts)
-
-
 def _pooled(activations: keras.KerasTensor) -> keras.KerasTensor:
     """[B, H, W, C], average-pooled until it has few enough features."""
     _, height, width, channels = activations.shape
@@ -520,6 +503,13 @@ def _pooled(activations: keras.KerasTensor) -> keras.KerasTensor:
     while (height // factor) * (width // factor) * channels > _LAYER_FEATURES and factor < height:
         factor *= 2
     return activations if factor == 1 else keras.layers.AveragePooling2D(factor)(activations)
+
+
+def _described(part: object) -> str:
+    """A part of the model as it would be called: Mixing(recent=0.5, memories=0.5)."""
+    config = keras.saving.serialize_keras_object(part)
+    arguments = ", ".join(f"{name}={value}" for name, value in part.get_config().items())
+    return f"{config['class_name']}({arguments})"
 
 
 def _reading(result: ProbeResult) -> dict:

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from ad_keras.pad.parts import require
+
 
 @keras.saving.register_keras_serializable("ad_keras")
 class Hippocampus(keras.layers.Layer):
@@ -12,16 +14,28 @@ class Hippocampus(keras.layers.Layer):
     replicas, each keeps the latents of the whole mini-batch.
 
     Args:
-        capacity: the most latents that can be stored at a time.
-        latent_dim: size of a latent.
+        capacity: the most latents that can be stored at a time, at least 1.
+        **kwargs: of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: if the capacity is below 1.
     """
 
-    def __init__(self, capacity: int, latent_dim: int, **kwargs) -> None:
-        super().__init__(trainable=False, dtype="float32", **kwargs)
+    def __init__(self, capacity: int = 64, **kwargs) -> None:
+        super().__init__(**{"trainable": False, "dtype": "float32", **kwargs})
+        require(capacity >= 1, "capacity", capacity, "at least 1")
         self.capacity = capacity
-        self.latent_dim = latent_dim
+
+    def build(self, latents_shape: tuple[int | None, int]) -> None:
+        """Makes room.
+
+        Args:
+            latents_shape: [B, latent_dim], of what will be stored.
+        """
+        if self.built:
+            return
         self.latents = self.add_weight(
-            shape=(capacity, latent_dim),
+            shape=(self.capacity, latents_shape[-1]),
             initializer="zeros",
             trainable=False,
             aggregation="only_first_replica",
@@ -35,7 +49,6 @@ class Hippocampus(keras.layers.Layer):
             aggregation="only_first_replica",
             name="stored",
         )
-        self.built = True
 
     def store(self, latents: tf.Tensor) -> None:
         """Replaces the memory.
@@ -48,7 +61,7 @@ class Hippocampus(keras.layers.Layer):
         self.latents.assign(tf.pad(latents, [[0, self.capacity - count], [0, 0]]))
         self.stored.assign(count)
 
-    def recall(self, latents: tf.Tensor) -> tf.Tensor:
+    def recall(self, latents: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         """The latents of the previous mini-batch, as partners for the present ones.
 
         Where there is none (at the first step, or if the previous mini-batch was smaller), the
@@ -56,6 +69,7 @@ class Hippocampus(keras.layers.Layer):
 
         Args:
             latents: [B, latent_dim] with B of at most `capacity`.
+            key: integer [2], for memories that choose at random; this one does not.
 
         Returns:
             [B, latent_dim].
@@ -71,15 +85,11 @@ class Hippocampus(keras.layers.Layer):
             count,
             self.capacity,
             "A mini-batch has more images than the hippocampus can hold: build PAD with "
-            f"batch_size of at least that (it is {self.capacity}).",
+            f"hippocampus=Hippocampus(capacity) of at least that (it is {self.capacity}).",
         )
         with tf.control_dependencies([] if assertion is None else [assertion]):
             return tf.identity(latents)
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""
-        return {
-            "capacity": self.capacity,
-            "latent_dim": self.latent_dim,
-            "name": self.name,
-        }
+        return {**super().get_config(), "capacity": self.capacity}

@@ -1,19 +1,22 @@
-"""The losses of perturbed and adversarial dreaming, as pure functions.
+"""The losses of perturbed and adversarial dreaming.
 
-Equation numbers refer to Deperrois, Petrovici, Senn & Jordan (2022), eLife 11:e76384. Every
-function returns a scalar float32 tensor, a mean over the mini-batch.
+Their source is Deperrois, Petrovici, Senn & Jordan (2022), eLife 11:e76384, Methods. Every function
+returns a scalar float32 tensor, a mean over the mini-batch, or over a replica's part of it.
 """
 
+import keras
 import tensorflow as tf
+
+from ad_keras.pad.parts import Part
 
 _SMALLEST_VARIANCE = 1e-12
 
 
 def reconstruction_loss(images: tf.Tensor, reconstructions: tf.Tensor) -> tf.Tensor:
-    """Squared error between images and what the generator makes of their latents.
+    """Squared error between images and what the generator makes of their latents (wake).
 
-    The paper's equation sums over pixels; the published results come from the mean over all
-    elements, which is what this returns.
+    The paper sums over pixels. The published results come from the mean over all elements, which
+    is what this returns.
 
     Args:
         images: [B, H, W, C], in [-1, 1].
@@ -23,12 +26,12 @@ def reconstruction_loss(images: tf.Tensor, reconstructions: tf.Tensor) -> tf.Ten
 
 
 def kl_loss(latents: tf.Tensor) -> tf.Tensor:
-    """Divergence of the mini-batch's latents from the prior N(0, I), per dimension.
+    """Divergence of the mini-batch's latents from the prior N(0, I), per dimension (wake).
 
-    The encoder is deterministic, so the Gaussian that is compared with the prior is the one with
-    the empirical mean and (unbiased) variance of the mini-batch in each latent dimension. A
-    dimension in which all latents are the same, as bfloat16 rounds those of a small untrained
-    network, would be infinitely far from the prior: its variance counts as 1e-12.
+    The encoder is deterministic. The Gaussian that is compared with the prior has the empirical
+    mean and the unbiased variance of the mini-batch in each latent dimension. A dimension without
+    variance, as bfloat16 rounds those of a small untrained network, would be infinitely far from
+    the prior, so its variance counts as 1e-12.
 
     Args:
         latents: [B, latent_dim] with B of at least 2; a single latent has no variance.
@@ -40,31 +43,58 @@ def kl_loss(latents: tf.Tensor) -> tf.Tensor:
     return 0.5 * tf.reduce_mean(tf.square(mean) + variance - tf.math.log(variance) - 1.0)
 
 
-def latent_loss(latents: tf.Tensor, recovered: tf.Tensor) -> tf.Tensor:
-    """Squared error between replayed latents and those recovered from the occluded dream (NREM).
+@keras.saving.register_keras_serializable("ad_keras")
+class LatentDistance(Part):
+    """NREM's recovery loss in the paper: the squared error between latents, a mean of elements.
 
-    Args:
-        latents: [B, latent_dim], what was replayed.
-        recovered: [B, latent_dim], the encoder's answer to the occluded dream.
+    A recovery loss of your own has the same call and may set `views`.
+
+    Attributes:
+        views: how many perturbed views of each dream the encoder recovers.
     """
-    return tf.reduce_mean(tf.math.squared_difference(latents, recovered))
+
+    views = 1
+
+    def __call__(self, replayed: tf.Tensor, recovered: tf.Tensor) -> tf.Tensor:
+        """Compares latents.
+
+        Args:
+            replayed: [B, latent_dim], the latents that NREM dreams of.
+            recovered: [views, B, latent_dim], the encoder's answers to the perturbed dreams.
+        """
+        return tf.reduce_mean(tf.math.squared_difference(replayed, recovered))
 
 
-def external_loss(logits: tf.Tensor) -> tf.Tensor:
-    """Cross-entropy of calling images external: -log d(x), from logits.
+@keras.saving.register_keras_serializable("ad_keras")
+class Minimax(Part):
+    """The paper's adversarial losses: cross-entropies of the discriminator d, from its logits.
 
-    Args:
-        logits: [B], the discriminator's output before the sigmoid.
+    An adversary of your own has these three methods.
     """
-    return tf.reduce_mean(tf.math.softplus(-logits))
 
+    def external(self, logits: tf.Tensor) -> tf.Tensor:
+        """-log d(X), of calling images external (wake).
 
-def internal_loss(logits: tf.Tensor) -> tf.Tensor:
-    """Cross-entropy of calling images internal: -log(1 - d(x)), from logits.
+        Args:
+            logits: [B], the discriminator's output for images, before the sigmoid.
+        """
+        return tf.reduce_mean(tf.math.softplus(-logits))
 
-    In REM the encoder and discriminator descend this loss and the generator ascends it.
+    def internal(self, logits: tf.Tensor) -> tf.Tensor:
+        """-log(1 - d(G(Z_mix))), of calling dreams internal (REM).
 
-    Args:
-        logits: [B], the discriminator's output before the sigmoid.
-    """
-    return tf.reduce_mean(tf.math.softplus(logits))
+        Args:
+            logits: [B], the discriminator's output for dreams, before the sigmoid.
+        """
+        return tf.reduce_mean(tf.math.softplus(logits))
+
+    def fooling(self, logits: tf.Tensor) -> tf.Tensor | None:
+        """What the generator descends in REM.
+
+        Args:
+            logits: [B], the discriminator's output for dreams, before the sigmoid.
+
+        Returns:
+            None here: the generator ascends `internal`, in the same backward pass.
+        """
+        return None

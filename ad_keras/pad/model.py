@@ -1,22 +1,41 @@
 """Perturbed and adversarial dreaming (PAD) as a Keras model.
 
 Deperrois, Petrovici, Senn & Jordan (2022), "Learning cortical representations through perturbed
-and adversarial dreaming", eLife 11:e76384.
+and adversarial dreaming", eLife 11:e76384. Symbols in docstrings are the paper's: X images, Z
+latents, E encoder, G generator, d discriminator.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
-from ad_keras.compute import replicas
+from ad_keras.compute import draws, replicas
 from ad_keras.compute.optimizers import FusedAdam
 from ad_keras.data.pixels import as_signed
-from ad_keras.pad import losses
 from ad_keras.pad.hippocampus import Hippocampus
-from ad_keras.pad.perturbations import occlude, occlusion_mask, sample_occlusion
+from ad_keras.pad.losses import LatentDistance, Minimax, kl_loss, reconstruction_loss
+from ad_keras.pad.mixing import Mixing
+from ad_keras.pad.parts import require
+from ad_keras.pad.perturbations import Occlusion
+
+# This rewriting of graphs cannot handle the gradient of a leaky rectifier: it gives up, with an
+# alarming message.
+tf.config.optimizer.set_experimental_options({"remapping": False})
 
 PHASES = ("wake", "nrem", "rem")
+
+LOSSES = {
+    "reconstruction": "wake",
+    "kl": "wake",
+    "external": "wake",
+    "recovery": "nrem",
+    "internal": "rem",
+}
+"""Names of the losses, and the phase that each belongs to. The weight of a loss is the attribute
+`<name>_weight`, its metric is `<phase>/<name>_loss`."""
+
+PARTS = ("hippocampus", "mixing", "perturbation", "recovery", "adversary")
 
 
 @keras.saving.register_keras_serializable("ad_keras")
@@ -25,7 +44,7 @@ class PAD(keras.Model):
 
     Plain Keras use::
 
-        model = PAD(build_encoder(), build_generator(), batch_size=64)
+        model = PAD(build_encoder(), build_generator())
         model.compile()  # the paper's two Adam optimizers
         model.fit(images.batch(64, drop_remainder=True), epochs=50, shuffle=False)
         model.save("dreamer.keras")
@@ -33,29 +52,44 @@ class PAD(keras.Model):
     Loading it again with `keras.models.load_model` needs this class imported:
     `from ad_keras import PAD`.
 
+    Every argument is a public attribute of the same name. A part is any object of its signature:
+    one of your own, registered with `keras.saving.register_keras_serializable`, is saved and
+    loaded like those of this package.
+
     Args:
-        encoder: from `build_encoder`: `images` -> {`latent`, `external_logit`}.
-        generator: from `build_generator`: `latent` -> images.
+        encoder: a functional model `images` -> {`latent`, `external_logit`}, such as that of
+            `build_encoder`.
+        generator: a functional model `latent` -> images, such as that of `build_generator`.
+        hippocampus: stores the latents of wake and recalls older ones:
+            `store(latents)`, `recall(latents, key)`. The default is `Hippocampus(64)`, for
+            mini-batches of up to 64 images.
+        mixing: makes the latents of REM dreams: `(latents, recalled, key) -> latents`. The
+            default is `Mixing(0.5, 0.5)`.
+        perturbation: changes NREM dreams: `(images, key) -> images`. The default is
+            `Occlusion((0, 1), (1, 8))`.
+        recovery: NREM's loss of `(replayed, recovered)` latents. The default is
+            `LatentDistance()`.
+        adversary: the discriminator's losses: `external(logits)`, `internal(logits)`, and
+            `fooling(logits)`, which the generator descends in REM. The default is `Minimax()`.
         phases: which phases run on a mini-batch, in this order; wake comes first.
-        batch_size: the largest mini-batch, which is what the hippocampus can hold.
-        seed: of the wake noise, the occlusions and the dreams' noise. Together with `step` it
+        reconstruction_weight: of the squared error in wake, above 0.
+        kl_weight: of the latents' divergence from the prior in wake, 0 or more.
+        external_weight: of the loss of calling images external in wake, 0 or more; with 0 it is
+            left out.
+        recovery_weight: of the recovery loss in NREM, above 0.
+        internal_weight: of the loss of calling dreams internal in REM, above 0.
+        wake_noise_variance: of Gaussian noise added to the latents that wake reconstructs from,
+            0 or more.
+        nrem_memories: what NREM replays: "single" memories, or "mixed" ones as REM does.
+        seed: of the wake noise, the perturbations and the dreams' noise. Together with `step` it
             determines every random number, so training can be continued exactly.
-        reconstruction_weight: of the squared error in wake.
-        kl_weight: of the latents' divergence from the prior in wake.
-        external_weight: of the discriminator's loss in wake; with 0 it is left out.
-        recovery_weight: of the latents' squared error in NREM.
-        internal_weight: of the discriminator's loss in REM.
-        wake_noise_variance: of Gaussian noise added to the latents that wake reconstructs from.
-        mix_recent: lambda, the share of the newest among the two memories that REM mixes.
-        mix_memories: lambda', the share of memories in a REM latent; the rest is noise.
-        nrem_mixed: whether NREM replays the latents that REM would, instead of single memories.
-        occlusion_range: lowest and highest probability of occluding a tile in NREM.
-        tile_range: smallest and largest side of a tile in pixels.
-        occlusion_per_image: whether each image of a mini-batch has a mask of its own. The
-            published results use one mask for the whole mini-batch.
+        name: of the model.
 
     Attributes:
         step: how many mini-batches the model was trained on.
+
+    Raises:
+        ValueError: in one line, if an argument is not possible.
     """
 
     def __init__(
@@ -63,51 +97,67 @@ class PAD(keras.Model):
         encoder: keras.Model,
         generator: keras.Model,
         *,
+        hippocampus: keras.layers.Layer | None = None,
+        mixing: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+        perturbation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+        recovery: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+        adversary: Minimax | None = None,
         phases: Sequence[str] = PHASES,
-        batch_size: int = 64,
-        seed: int = 0,
         reconstruction_weight: float = 1.0,
         kl_weight: float = 1.0,
         external_weight: float = 1.0,
         recovery_weight: float = 1.0,
         internal_weight: float = 1.0,
         wake_noise_variance: float = 0.0,
-        mix_recent: float = 0.5,
-        mix_memories: float = 0.5,
-        nrem_mixed: bool = False,
-        occlusion_range: tuple[float, float] = (0.0, 1.0),
-        tile_range: tuple[int, int] = (1, 8),
-        occlusion_per_image: bool = False,
+        nrem_memories: str = "single",
+        seed: int = 0,
         name: str = "pad",
         **kwargs,
     ) -> None:
         super().__init__(name=name, **kwargs)
         phases = tuple(phases)
-        if phases[:1] != ("wake",) or len(set(phases)) < len(phases) or set(phases) - set(PHASES):
-            raise ValueError(
-                f"phases is {phases}, but must start with 'wake', which 'nrem' and 'rem' may "
-                "follow once each."
-            )
+        allowed = "'wake', then 'nrem' and 'rem' once each in any order, or without one of them"
+        orderly = phases[:1] == ("wake",) and len(set(phases)) == len(phases)
+        require(orderly and set(phases) <= set(PHASES), "phases", phases, allowed)
+        for weight, value in (
+            ("reconstruction_weight", reconstruction_weight),
+            ("recovery_weight", recovery_weight),
+            ("internal_weight", internal_weight),
+        ):
+            require(value > 0, weight, value, "above 0; `phases` leaves a phase out")
+        for weight, value in (
+            ("kl_weight", kl_weight),
+            ("external_weight", external_weight),
+            ("wake_noise_variance", wake_noise_variance),
+        ):
+            require(value >= 0, weight, value, "0 or more")
+        require(
+            nrem_memories in ("single", "mixed"),
+            "nrem_memories",
+            repr(nrem_memories),
+            "'single' or 'mixed'",
+        )
         self.encoder = encoder
         self.generator = generator
-        self.hippocampus = Hippocampus(batch_size, generator.inputs[0].shape[-1])
-        self._settings = {
-            "phases": phases,
-            "batch_size": batch_size,
-            "seed": seed,
-            "reconstruction_weight": reconstruction_weight,
-            "kl_weight": kl_weight,
-            "external_weight": external_weight,
-            "recovery_weight": recovery_weight,
-            "internal_weight": internal_weight,
-            "wake_noise_variance": wake_noise_variance,
-            "mix_recent": mix_recent,
-            "mix_memories": mix_memories,
-            "nrem_mixed": nrem_mixed,
-            "occlusion_range": tuple(occlusion_range),
-            "tile_range": tuple(tile_range),
-            "occlusion_per_image": occlusion_per_image,
-        }
+        self.hippocampus = hippocampus if hippocampus is not None else Hippocampus()
+        self.mixing = mixing if mixing is not None else Mixing()
+        self.perturbation = perturbation if perturbation is not None else Occlusion()
+        self.recovery = recovery if recovery is not None else LatentDistance()
+        self.adversary = adversary if adversary is not None else Minimax()
+        self.phases = phases
+        self.reconstruction_weight = reconstruction_weight
+        self.kl_weight = kl_weight
+        self.external_weight = external_weight
+        self.recovery_weight = recovery_weight
+        self.internal_weight = internal_weight
+        self.wake_noise_variance = wake_noise_variance
+        self.nrem_memories = nrem_memories
+        self.seed = seed
+        latents_shape = (None, generator.inputs[0].shape[-1])
+        for part in self.parts_with_weights.values():
+            if not part.built:
+                part.build(latents_shape)
+                part.built = True
         self.step = self.add_weight(
             shape=(),
             initializer="zeros",
@@ -116,13 +166,15 @@ class PAD(keras.Model):
             aggregation="only_first_replica",
             name="step",
         )
-        names = ["wake/reconstruction_loss", "wake/kl_loss"]
+        names = [
+            f"{phase}/{loss}_loss"
+            for loss, phase in LOSSES.items()
+            if phase in phases and (loss != "external" or external_weight)
+        ]
         if external_weight:
-            names += ["wake/external_loss", "wake/external_probability"]
-        if "nrem" in phases:
-            names += ["nrem/recovery_loss"]
+            names.append("wake/external_probability")
         if "rem" in phases:
-            names += ["rem/internal_loss", "rem/external_probability"]
+            names.append("rem/external_probability")
         self._means = {name: _GlobalMean(name.replace("/", "_")) for name in names}
         self.built = True
 
@@ -135,10 +187,15 @@ class PAD(keras.Model):
         """Sets the optimizers.
 
         Args:
-            encoder_optimizer: of the encoder with the discriminator's head, shared by all
-                phases; None for the paper's Adam (learning rate 2e-4, beta_1 0.5, beta_2 0.999).
+            encoder_optimizer: of the encoder with the discriminator's head, and of parts that
+                learn, shared by all phases; None for the paper's Adam (learning rate 2e-4, beta_1
+                0.5, beta_2 0.999).
             generator_optimizer: of the generator, likewise.
             **kwargs: `run_eagerly`, `jit_compile`, `steps_per_execution` of `keras.Model.compile`.
+
+        Raises:
+            ValueError: if both are the same optimizer, or several steps are to run in one
+                execution on several replicas.
         """
         if replicas.count() > 1 and kwargs.get("steps_per_execution", 1) > 1:
             raise ValueError(
@@ -150,8 +207,20 @@ class PAD(keras.Model):
         self.generator_optimizer = _optimizer(generator_optimizer)
         if self.encoder_optimizer is self.generator_optimizer:
             raise ValueError("encoder and generator need an optimizer each: they got the same one.")
-        self.encoder_optimizer.build(self.encoder.trainable_variables)
+        self.encoder_optimizer.build(self.encoder_variables)
         self.generator_optimizer.build(self.generator.trainable_variables)
+
+    @property
+    def parts_with_weights(self) -> dict[str, keras.layers.Layer]:
+        """The parts that checkpoints must hold, by name."""
+        parts = {name: getattr(self, name) for name in PARTS}
+        return {name: part for name, part in parts.items() if isinstance(part, keras.layers.Layer)}
+
+    @property
+    def encoder_variables(self) -> list[keras.Variable]:
+        """What the encoder's optimizer updates: E with d, and parts that learn."""
+        networks = [self.encoder, *self.parts_with_weights.values()]
+        return [variable for network in networks for variable in network.trainable_variables]
 
     def call(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Perceives images, as `predict` does.
@@ -178,13 +247,16 @@ class PAD(keras.Model):
 
         Args:
             data: images [B, H, W, C], uint8, or float in [-1, 1]; labels beside them are ignored.
+
+        Returns:
+            The mean of each loss since the epoch's start.
         """
         images = self._images(data)
         latents = self.wake(images)
         memories = replicas.gather(latents)
-        recalled = replicas.own(self.hippocampus.recall(memories))
+        recalled = replicas.own(self.hippocampus.recall(memories, self._key("recall")))
         self.hippocampus.store(memories)
-        for phase in self._settings["phases"][1:]:
+        for phase in self.phases[1:]:
             if phase == "nrem":
                 self.nrem(latents, recalled)
             else:
@@ -195,51 +267,56 @@ class PAD(keras.Model):
     def wake(self, images: tf.Tensor) -> tf.Tensor:
         """Learns from external images, and to rebuild them.
 
-        Encoder and discriminator descend the reconstruction, prior and external losses; the
-        generator descends the reconstruction loss, the only one that depends on it.
+        E and d descend the reconstruction, KL and external losses; G descends the reconstruction
+        loss, the only one that depends on it.
 
         Args:
-            images: [B, H, W, C] in [-1, 1].
+            images: X, [B, H, W, C] in [-1, 1].
 
         Returns:
-            latents [B, latent_dim], from before the update.
+            Z, [B, latent_dim], from before the update.
         """
         with tf.GradientTape() as tape:
-            loss, latents = self._wake_loss(images, self._key("wake"))
-        encoder_gradients, generator_gradients = self._gradients(tape, loss)
-        _apply(self.encoder_optimizer, encoder_gradients, self.encoder)
-        _apply(self.generator_optimizer, generator_gradients, self.generator)
+            losses, latents = self._wake_losses(images, self._key("wake"))
+            loss = self._total(losses)
+        self._step(*self._gradients(tape, loss))
         return latents
 
     def nrem(self, latents: tf.Tensor, recalled: tf.Tensor) -> None:
-        """Perturbed dreaming: recovers memories from occluded replays of them.
+        """Perturbed dreaming: E recovers latents from perturbed replays of them.
 
-        Only the encoder learns.
+        Only E learns.
 
         Args:
-            latents: [B, latent_dim], the newest memories.
+            latents: Z, [B, latent_dim], the newest memories.
             recalled: [B, latent_dim], older memories, for the condition that replays mixtures.
         """
         with tf.GradientTape() as tape:
-            loss = self._nrem_loss(latents, recalled, self._key("nrem"))
-        encoder_gradients, _ = self._gradients(tape, loss)
-        _apply(self.encoder_optimizer, encoder_gradients, self.encoder)
+            loss = self._total(self._nrem_losses(latents, recalled, self._key("nrem")))
+        self._step(*self._gradients(tape, loss))
 
     def rem(self, latents: tf.Tensor, recalled: tf.Tensor) -> None:
-        """Adversarial dreaming: tells dreams of mixed memories from external images.
+        """Adversarial dreaming: d tells dreams of mixed memories from external images.
 
-        Encoder and discriminator descend the loss, the generator ascends it.
+        E and d descend the internal loss. G ascends it, or descends what the adversary says.
 
         Args:
-            latents: [B, latent_dim], the newest memories.
-            recalled: [B, latent_dim], older memories.
+            latents: Z, [B, latent_dim], the newest memories.
+            recalled: Z_old, [B, latent_dim], older memories.
         """
-        with tf.GradientTape() as tape:
-            loss = self._rem_loss(latents, recalled, self._key("rem"))
-        encoder_gradients, generator_gradients = self._gradients(tape, loss)
-        _apply(self.encoder_optimizer, encoder_gradients, self.encoder)
-        ascent = [None if gradient is None else -gradient for gradient in generator_gradients]
-        _apply(self.generator_optimizer, ascent, self.generator)
+        with tf.GradientTape(persistent=True) as tape:
+            losses, logits = self._rem_losses(latents, recalled, self._key("rem"))
+            loss = self._total(losses)
+            fooling = self.adversary.fooling(logits)
+            if fooling is not None:
+                fooling *= self.internal_weight / replicas.count()
+        if fooling is None:
+            encoder_gradients, descent = self._gradients(tape, loss)
+            generator_gradients = [None if each is None else -each for each in descent]
+        else:
+            encoder_gradients = tape.gradient(loss, self.encoder_variables)
+            generator_gradients = tape.gradient(fooling, self.generator.trainable_variables)
+        self._step(encoder_gradients, generator_gradients)
 
     def test_step(self, data) -> dict[str, tf.Tensor]:
         """The losses on held-out images; touches neither weights nor memory.
@@ -249,33 +326,33 @@ class PAD(keras.Model):
 
         Args:
             data: as for `train_step`.
-        """
-        images = self._images(data)
-        batch = tf.cast(self._means["wake/kl_loss"].count, tf.int64)
-        _, latents = self._wake_loss(images, self._key("wake", ~batch))
-        neighbours = replicas.own(tf.roll(replicas.gather(latents), 1, axis=0))
-        if "nrem" in self._settings["phases"]:
-            self._nrem_loss(latents, neighbours, self._key("nrem", ~batch))
-        if "rem" in self._settings["phases"]:
-            self._rem_loss(latents, neighbours, self._key("rem", ~batch))
-        return self.get_metrics_result()
-
-    def mix(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """Mixes two memories and noise into the latents of a REM dream.
-
-        lambda' (lambda Z + (1 - lambda) Z_old) + (1 - lambda') epsilon, epsilon ~ N(0, I).
-
-        Args:
-            latents: Z, [B, latent_dim].
-            recalled: Z_old, [B, latent_dim].
-            key: integer [2], of the stateless noise.
 
         Returns:
-            [B, latent_dim].
+            The mean of each loss since the evaluation's start.
         """
-        recent, memories = self._settings["mix_recent"], self._settings["mix_memories"]
-        noise = _noise(latents, key)
-        return memories * (recent * latents + (1 - recent) * recalled) + (1 - memories) * noise
+        images = self._images(data)
+        # Training has the steps from 0 on.
+        batch = ~tf.cast(self._means["wake/kl_loss"].count, tf.int64)
+        losses, latents = self._wake_losses(images, self._key("wake", batch))
+        neighbours = replicas.own(tf.roll(replicas.gather(latents), 1, axis=0))
+        if "nrem" in self.phases:
+            losses |= self._nrem_losses(latents, neighbours, self._key("nrem", batch))
+        if "rem" in self.phases:
+            losses |= self._rem_losses(latents, neighbours, self._key("rem", batch))[0]
+        self._total(losses)
+        return self.get_metrics_result()
+
+    def wake_noise(self, latents: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        """The noise on the latents that wake reconstructs from.
+
+        Args:
+            latents: [B, latent_dim].
+            key: integer [2], of the stateless draw.
+
+        Returns:
+            [B, latent_dim], of variance `wake_noise_variance`.
+        """
+        return self.wake_noise_variance**0.5 * replicas.normal(latents, key)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -291,20 +368,27 @@ class PAD(keras.Model):
         return means
 
     def get_config(self) -> dict:
-        """Returns the constructor's arguments, networks included."""
+        """Returns the constructor's arguments, networks and parts included."""
+        objects = ("encoder", "generator", *PARTS)
+        numbers = (
+            "phases",
+            *(f"{loss}_weight" for loss in LOSSES),
+            "wake_noise_variance",
+            "nrem_memories",
+            "seed",
+        )
         return {
             "name": self.name,
-            "encoder": keras.saving.serialize_keras_object(self.encoder),
-            "generator": keras.saving.serialize_keras_object(self.generator),
-            **self._settings,
+            **{name: keras.saving.serialize_keras_object(getattr(self, name)) for name in objects},
+            **{name: getattr(self, name) for name in numbers},
         }
 
     @classmethod
     def from_config(cls, config: dict) -> "PAD":
         """Rebuilds the model with untrained networks of the same shape."""
         config = dict(config)
-        for network in ("encoder", "generator"):
-            config[network] = keras.saving.deserialize_keras_object(config[network])
+        for name in ("encoder", "generator", *PARTS):
+            config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
 
     def get_compile_config(self) -> dict:
@@ -326,59 +410,69 @@ class PAD(keras.Model):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         self.compile(**config)
 
-    def _wake_loss(self, images: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _wake_losses(self, images: tf.Tensor, key: tf.Tensor) -> tuple[dict, tf.Tensor]:
         outputs = self.encoder(images, training=True)
         latents = remembered = outputs["latent"]
-        if self._settings["wake_noise_variance"]:
-            remembered += self._settings["wake_noise_variance"] ** 0.5 * _noise(latents, key)
+        if self.wake_noise_variance:
+            remembered += self.wake_noise(latents, key)
         rebuilt = self.generator(remembered, training=True)
-        loss = self._weigh("wake/reconstruction_loss", losses.reconstruction_loss(images, rebuilt))
-        loss += self._weigh("wake/kl_loss", losses.kl_loss(replicas.gather(latents)))
-        if self._settings["external_weight"]:
-            logits = outputs["external_logit"]
-            loss += self._weigh("wake/external_loss", losses.external_loss(logits))
-            self._means["wake/external_probability"].update_state(_mean_probability(logits))
-        return loss, latents
+        losses = {
+            "reconstruction": reconstruction_loss(images, rebuilt),
+            "kl": kl_loss(replicas.gather(latents)),
+        }
+        if self.external_weight:
+            losses["external"] = self.adversary.external(outputs["external_logit"])
+            self._record_probability("wake", outputs["external_logit"])
+        return losses, latents
 
-    def _nrem_loss(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        keys = tf.random.split(key, 2, alg="philox")
-        if self._settings["nrem_mixed"]:
-            latents = self.mix(latents, recalled, keys[0])
-        dreams = tf.stop_gradient(self.generator(latents, training=True))
-        per_image = self._settings["occlusion_per_image"]
-        masks = tf.shape(dreams)[0] * replicas.count() if per_image else 1
-        draws = tf.random.split(keys[1], 2, alg="philox")
-        probabilities, tiles = sample_occlusion(
-            draws[0], masks, self._settings["occlusion_range"], self._settings["tile_range"]
-        )
-        mask = occlusion_mask(draws[1], probabilities, tiles, *dreams.shape[1:3])
-        mask = replicas.own(mask) if per_image else mask
-        recovered = self.encoder(occlude(dreams, mask), training=True)["latent"]
-        return self._weigh("nrem/recovery_loss", losses.latent_loss(latents, recovered))
+    def _nrem_losses(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> dict:
+        mixing, perturbation = draws.split(key, 2)
+        mixed = self.nrem_memories == "mixed"
+        replayed = self.mixing(latents, recalled, mixing) if mixed else latents
+        dreams = tf.stop_gradient(self.generator(replayed, training=True))
+        views = getattr(self.recovery, "views", 1)
+        keys = draws.split(perturbation, views)
+        perturbed = tf.concat([self.perturbation(dreams, key) for key in keys], axis=0)
+        recovered = self.encoder(perturbed, training=True)["latent"]
+        recovered = tf.reshape(recovered, [views, -1, latents.shape[-1]])
+        return {"recovery": self.recovery(replayed, recovered)}
 
-    def _rem_loss(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        dreams = self.generator(self.mix(latents, recalled, key), training=True)
+    def _rem_losses(
+        self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor
+    ) -> tuple[dict, tf.Tensor]:
+        dreams = self.generator(self.mixing(latents, recalled, key), training=True)
         logits = self.encoder(dreams, training=True)["external_logit"]
-        self._means["rem/external_probability"].update_state(_mean_probability(logits))
-        return self._weigh("rem/internal_loss", losses.internal_loss(logits))
+        self._record_probability("rem", logits)
+        return {"internal": self.adversary.internal(logits)}, logits
 
-    def _weigh(self, name: str, loss: tf.Tensor) -> tf.Tensor:
-        """Records a loss as it is in the paper; returns what this replica adds to the total.
+    def _total(self, losses: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Records losses as they are in the paper; returns this replica's share of their sum.
 
         Gradients are summed over replicas.
         """
-        self._means[name].update_state(replicas.mean(loss))
-        return self._settings[_WEIGHTS[name]] / replicas.count() * loss
+        total = 0.0
+        for name, loss in losses.items():
+            self._means[f"{LOSSES[name]}/{name}_loss"].update_state(replicas.mean(loss))
+            total += getattr(self, f"{name}_weight") / replicas.count() * loss
+        return total
 
     def _gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> tuple[list, list]:
-        return tape.gradient(
-            loss, (self.encoder.trainable_variables, self.generator.trainable_variables)
-        )
+        return tape.gradient(loss, (self.encoder_variables, self.generator.trainable_variables))
 
-    def _key(self, phase: str, step: tf.Tensor | None = None) -> tf.Tensor:
-        """The key of a phase's random numbers; test batches count as negative steps."""
-        key = tf.constant([self._settings["seed"], PHASES.index(phase)], tf.int64)
-        return tf.random.fold_in(key, self.step.value if step is None else step, alg="philox")
+    def _step(self, encoder_gradients: list, generator_gradients: list) -> None:
+        _apply(self.encoder_optimizer, encoder_gradients, self.encoder_variables)
+        generator_variables = self.generator.trainable_variables
+        _apply(self.generator_optimizer, generator_gradients, generator_variables)
+
+    def _record_probability(self, phase: str, logits: tf.Tensor) -> None:
+        probability = replicas.mean(tf.reduce_mean(tf.sigmoid(logits)))
+        self._means[f"{phase}/external_probability"].update_state(probability)
+
+    def _key(self, purpose: str, step: tf.Tensor | None = None) -> tf.Tensor:
+        """The key of a phase's random numbers at a step, the present one if none is given."""
+        purposes = (*PHASES, "recall")
+        key = tf.constant([self.seed, purposes.index(purpose)], tf.int64)
+        return draws.fold_in(key, self.step.value if step is None else step)
 
     def _images(self, data) -> tf.Tensor:
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
@@ -391,15 +485,6 @@ class PAD(keras.Model):
         )
         with tf.control_dependencies([] if assertion is None else [assertion]):
             return tf.identity(images)
-
-
-_WEIGHTS = {
-    "wake/reconstruction_loss": "reconstruction_weight",
-    "wake/kl_loss": "kl_weight",
-    "wake/external_loss": "external_weight",
-    "nrem/recovery_loss": "recovery_weight",
-    "rem/internal_loss": "internal_weight",
-}
 
 
 class _GlobalMean(keras.metrics.Metric):
@@ -423,16 +508,6 @@ class _GlobalMean(keras.metrics.Metric):
         return tf.math.divide_no_nan(self.total.value, self.count.value)
 
 
-def _noise(latents: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Standard normal, of which every replica has its part."""
-    shape = tf.shape(latents) * [replicas.count(), 1]
-    return replicas.own(tf.random.stateless_normal(shape, key, alg="philox"))
-
-
-def _mean_probability(logits: tf.Tensor) -> tf.Tensor:
-    return replicas.mean(tf.reduce_mean(tf.sigmoid(logits)))
-
-
 def _runs_in_a_worker() -> bool:
     strategy = tf.distribute.get_strategy()
     return (
@@ -448,10 +523,9 @@ def _optimizer(optimizer: keras.optimizers.Optimizer | str | None) -> keras.opti
     return keras.optimizers.get(optimizer)
 
 
-def _apply(optimizer: keras.optimizers.Optimizer, gradients: list, network: keras.Model) -> None:
+def _apply(optimizer: keras.optimizers.Optimizer, gradients: list, variables: list) -> None:
     # What a phase's loss does not depend on has no gradient and is left alone in that phase, its
     # momentum included.
-    pairs = zip(gradients, network.trainable_variables, strict=True)
-    pairs = [pair for pair in pairs if pair[0] is not None]
+    pairs = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
     if pairs:  # there is none in a frozen network
         optimizer.apply(*zip(*pairs, strict=True))

@@ -1,52 +1,105 @@
-"""Occlusion of images by grey square tiles: the perturbation of NREM dreams.
+"""What NREM does to dreams before the encoder sees them.
 
-Drawing how much to occlude, drawing the mask and applying it are three functions, so that
-evaluation can fix what training draws, and tests can hand in a mask of their own.
+Drawing a mask and applying it are two functions, so that evaluation can fix what training draws,
+and tests can hand in a mask of their own.
 """
 
+from collections.abc import Callable
+
+import keras
 import tensorflow as tf
 
+from ad_keras.compute import draws, replicas
+from ad_keras.pad.parts import Part, require
 
-def sample_occlusion(
-    seed: tf.Tensor,
-    count: int | tf.Tensor,
-    probability_range: tuple[float, float] = (0.0, 1.0),
-    tile_range: tuple[int, int] = (1, 8),
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Draws how strongly to occlude: a probability and a tile size for each of `count` masks.
+
+@keras.saving.register_keras_serializable("ad_keras")
+class Occlusion(Part):
+    """Occlusion by grey square tiles, as in Deperrois et al. (eLife 2022;11:e76384), Methods.
+
+    For each mask a probability and a tile size are drawn, then each tile is occluded with that
+    probability. The published results use one mask for the whole mini-batch.
 
     Args:
-        seed: integer [2], the key of a stateless draw.
-        count: number of independent masks.
-        probability_range: the probability of occluding a tile is uniform between these two.
-        tile_range: the tile's side in pixels is uniform over these integers, ends included.
+        probability_range: lowest and highest probability of occluding a tile, in [0, 1]; it is
+            uniform between them.
+        tile_range: smallest and largest side of a tile in pixels, at least 1; it is uniform over
+            these integers.
+        per_image: whether each image of a mini-batch has a mask of its own.
 
-    Returns:
-        Probabilities, float32 [count], and tile sizes in pixels, int32 [count].
+    Raises:
+        ValueError: if a range is empty or out of bounds.
     """
-    seeds = tf.random.split(seed, 2, alg="philox")
-    low, high = probability_range
-    probabilities = low + (high - low) * tf.random.stateless_uniform(
-        [count], seeds[0], alg="philox"
-    )
-    tiles = tf.random.stateless_uniform(
-        [count],
-        seeds[1],
-        minval=tile_range[0],
-        maxval=tile_range[1] + 1,
-        dtype=tf.int32,
-        alg="philox",
-    )
-    return probabilities, tiles
+
+    def __init__(
+        self,
+        probability_range: tuple[float, float] = (0.0, 1.0),
+        tile_range: tuple[int, int] = (1, 8),
+        per_image: bool = False,
+    ) -> None:
+        self.probability_range = tuple(probability_range)
+        self.tile_range = tuple(tile_range)
+        self.per_image = per_image
+        low, high = self.probability_range
+        allowed = "two ascending numbers between 0 and 1"
+        require(0 <= low <= high <= 1, "probability_range", self.probability_range, allowed)
+        smallest, largest = self.tile_range
+        whole = smallest == int(smallest) and largest == int(largest)
+        allowed = "two ascending whole numbers of pixels from 1"
+        require(whole and 1 <= smallest <= largest, "tile_range", self.tile_range, allowed)
+
+    def __call__(self, images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        """Draws masks and occludes.
+
+        Args:
+            images: [B, H, W, C], in [-1, 1].
+            key: integer [2], of the stateless draws.
+
+        Returns:
+            [B, H, W, C], in [-1, 1].
+        """
+        count = tf.shape(images)[0] * replicas.count() if self.per_image else 1
+        mask = self.sample(key, count, *images.shape[1:3])
+        return occlude(images, replicas.own(mask) if self.per_image else mask)
+
+    def sample(self, key: tf.Tensor, count: int | tf.Tensor, height: int, width: int) -> tf.Tensor:
+        """Draws masks.
+
+        Args:
+            key: integer [2], of the stateless draws.
+            count: number of independent masks.
+            height: of the images, in pixels.
+            width: of the images, in pixels.
+
+        Returns:
+            float32 [count, height, width, 1]: 1 where visible, 0 where occluded.
+        """
+        keys = draws.split(key, 2)
+        return occlusion_mask(keys[1], *self.strengths(keys[0], count), height, width)
+
+    def strengths(self, key: tf.Tensor, count: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draws how strongly to occlude.
+
+        Args:
+            key: integer [2], of the stateless draws.
+            count: number of independent masks.
+
+        Returns:
+            Probabilities, float32 [count], and tile sizes in pixels, int32 [count].
+        """
+        keys = draws.split(key, 2)
+        low, high = self.probability_range
+        probabilities = low + (high - low) * draws.uniform([count], keys[0])
+        return probabilities, draws.integers([count], keys[1], *self.tile_range)
 
 
 def occlusion_mask(
-    seed: tf.Tensor, probabilities: tf.Tensor, tiles: tf.Tensor, height: int, width: int
+    key: tf.Tensor, probabilities: tf.Tensor, tiles: tf.Tensor, height: int, width: int
 ) -> tf.Tensor:
     """Draws which tiles are visible. Tiles start at the upper left; the border cuts the last ones.
 
     Args:
-        seed: integer [2], the key of a stateless draw.
+        key: integer [2], of the stateless draw.
         probabilities: float32 [N], the probability that a tile of mask n is occluded.
         tiles: int32 [N], the side of the tiles of mask n in pixels.
         height: of the images, in pixels.
@@ -57,12 +110,12 @@ def occlusion_mask(
     """
     count = tf.shape(probabilities)[0]
     # One number for each pixel is enough for tiles of any size: tile (a, b) reads number (a, b).
-    draws = tf.random.stateless_uniform([count, height, width], seed, alg="philox")
+    numbers = draws.uniform([count, height, width], key)
     rows = tf.range(height) // tiles[:, None]  # [N, height]
     columns = tf.range(width) // tiles[:, None]  # [N, width]
-    draws = tf.gather(draws, rows, axis=1, batch_dims=1)
-    draws = tf.gather(draws, columns, axis=2, batch_dims=1)
-    visible = draws >= probabilities[:, None, None]
+    numbers = tf.gather(numbers, rows, axis=1, batch_dims=1)
+    numbers = tf.gather(numbers, columns, axis=2, batch_dims=1)
+    visible = numbers >= probabilities[:, None, None]
     return tf.cast(visible, tf.float32)[..., None]
 
 
@@ -77,3 +130,30 @@ def occlude(images: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         [B, H, W, C], in [-1, 1].
     """
     return images * tf.cast(mask, images.dtype)
+
+
+def perturb_each(
+    perturbation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], images: tf.Tensor, key: tf.Tensor
+) -> tf.Tensor:
+    """Perturbs each image by a draw of its own, whatever training shares within a mini-batch.
+
+    Args:
+        perturbation: of a model.
+        images: [B, H, W, C], in [-1, 1].
+        key: integer [2], of the stateless draws.
+
+    Returns:
+        [B, H, W, C].
+    """
+
+    def perturb(numbered: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        image, number = numbered
+        return perturbation(image[None], draws.fold_in(key, number))[0]
+
+    @tf.function  # a loop over thousands of images is slow outside a graph
+    def perturb_all(images: tf.Tensor) -> tf.Tensor:
+        numbers = tf.range(tf.shape(images, tf.int64)[0])
+        spec = tf.TensorSpec(images.shape[1:], images.dtype)
+        return tf.map_fn(perturb, (images, numbers), fn_output_signature=spec)
+
+    return perturb_all(images)

@@ -221,8 +221,8 @@ class Checkpoints:
         state = tf.train.Checkpoint(
             encoder=model.encoder,
             generator=model.generator,
-            hippocampus=model.hippocampus,
             step=model.step,
+            **model.parts_with_weights,
             encoder_optimizer=model.encoder_optimizer,
             generator_optimizer=model.generator_optimizer,
         )

@@ -111,10 +111,9 @@ def load_encoder(path: str | Path) -> keras.Model:
 
 def _raw_encoder(encoder: keras.Model) -> keras.Model:
     """The encoder with pixels at its input and a probability at its output."""
-    shape = encoder.inputs[0].shape[1:]
-    images = keras.Input(shape, dtype="uint8", name="images")
-    signed = keras.layers.Rescaling(1 / 127.5, -1.0, dtype="float32", name="rescale")(images)
-    outputs = _rebuild(encoder, signed)
+    images = keras.Input(encoder.inputs[0].shape[1:], dtype="uint8", name="images")
+    rescale = keras.layers.Rescaling(1 / 127.5, -1.0, dtype="float32", name="rescale")
+    outputs = _rebuilt(encoder, images, rescale).output
     probability = keras.layers.Activation("sigmoid", dtype="float32", name="external_probability")(
         outputs["external_logit"]
     )
@@ -123,28 +122,49 @@ def _raw_encoder(encoder: keras.Model) -> keras.Model:
         {"latent": outputs["latent"], "external_probability": probability},
         name="encoder",
     )
-    raw.set_weights(encoder.get_weights())
-    return raw
+    return _with_weights(raw, encoder)
 
 
 def _float32(generator: keras.Model) -> keras.Model:
     latent = keras.Input(generator.inputs[0].shape[1:], name="latent")
-    copy = keras.Model(latent, _rebuild(generator, latent), name="generator")
-    copy.set_weights(generator.get_weights())
-    return copy
+    copy = keras.Model(latent, _rebuilt(generator, latent).output, name="generator")
+    return _with_weights(copy, generator)
 
 
-def _rebuild(network: keras.Model, inputs: keras.KerasTensor) -> dict | keras.KerasTensor:
-    """Applies built-in float32 copies of a network's layers to another input.
+def _rebuilt(
+    network: keras.Model, inputs: keras.KerasTensor, before: keras.layers.Layer | None = None
+) -> keras.Model:
+    """A copy of a network in float32, of built-in layers where they are this package's.
 
-    Without this package's layers, what is saved loads without it; without nesting, a model that
-    uses one output only holds no weights of the other.
+    Without this package's layers, what is saved loads without it. The copy is flat, so that a
+    model of one output holds no weights of the other.
+
+    Args:
+        network: functional.
+        inputs: of the copy.
+        before: a layer between them and the layers that take them.
     """
-    tensors = {id(network.inputs[0]): inputs}
-    for layer in network.layers[1:]:
-        copy = builtin(layer).from_config({**layer.get_config(), "dtype": "float32"})
-        tensors[id(layer.output)] = copy(tensors[id(layer.input)])
-    return keras.tree.map_structure(lambda tensor: tensors[id(tensor)], network.output)
+
+    def built_in(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return builtin(layer).from_config({**layer.get_config(), "dtype": "float32"})
+
+    def call(layer: keras.layers.Layer, *arguments, **named):
+        if before is not None:
+            arguments = keras.tree.map_structure(
+                lambda tensor: before(tensor) if tensor is inputs else tensor, arguments
+            )
+        return layer(*arguments, **named)
+
+    return keras.models.clone_model(
+        network, input_tensors=inputs, clone_function=built_in, call_function=call
+    )
+
+
+def _with_weights(copy: keras.Model, network: keras.Model) -> keras.Model:
+    """Gives a copy the network's weights, layer by layer, since their order may differ."""
+    for layer in network.layers:
+        copy.get_layer(layer.name).set_weights(layer.get_weights())
+    return copy
 
 
 def _write_saved_model(folder: Path, network: keras.Model, serve) -> None:

@@ -8,8 +8,9 @@ import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
 from ad_keras.data.pixels import as_signed, to_pixels
+from ad_keras.pad.mixing import Mixing
 from ad_keras.pad.model import PAD
-from ad_keras.pad.perturbations import occlude, occlusion_mask, sample_occlusion
+from ad_keras.pad.perturbations import occlude, occlusion_mask, perturb_each
 
 _PIXELS = 64  # side of a picture on a sheet, unless its images are larger
 _GAP = 4
@@ -41,25 +42,22 @@ def wake_rows(model: PAD, images: np.ndarray) -> Rows:
 
 
 def nrem_rows(model: PAD, images: np.ndarray, seed: int) -> Rows:
-    """NREM dreams: replayed memories, the same occluded, and what the encoder makes of them.
+    """NREM dreams: replayed memories, the same perturbed, and what the encoder makes of them.
 
     Args:
         model: a PAD model.
         images: uint8 [N, H, W, 3], whose latents are replayed.
-        seed: of the occlusions, one for each image, drawn as in training.
+        seed: of the perturbations, drawn for each image by itself.
 
     Returns:
         Named rows of images, each [N, H, W, 3].
     """
-    settings = model.get_config()
     dreams = model.generator(_encode(model, images))
-    probabilities, tiles = sample_occlusion(
-        [seed, 0], len(images), settings["occlusion_range"], settings["tile_range"]
-    )
+    perturbed = perturb_each(model.perturbation, dreams, [seed, 1])
     return [
         ("image", images),
         ("replayed", to_pixels(dreams).numpy()),
-        *_occluded_rows(model, dreams, probabilities, tiles, seed, "occluded"),
+        *_recovered_rows(model, perturbed, "perturbed"),
     ]
 
 
@@ -84,9 +82,9 @@ def occlusion_rows(
     tiles = tf.fill([len(images)], tile)
     rows = []
     for probability in probabilities:
-        name = f"{probability:.0%} occluded"
         same = tf.fill([len(images)], float(probability))
-        rows += _occluded_rows(model, dreams, same, tiles, seed, name)
+        mask = occlusion_mask([seed, 1], same, tiles, *dreams.shape[1:3])
+        rows += _recovered_rows(model, occlude(dreams, mask), f"{probability:.0%} occluded")
     return rows
 
 
@@ -102,7 +100,7 @@ def rem_rows(model: PAD, images: np.ndarray, partners: np.ndarray, seed: int) ->
     Returns:
         Named rows of images, each [N, H, W, 3].
     """
-    mixed = model.mix(_encode(model, images), _encode(model, partners), [seed, 2])
+    mixed = model.mixing(_encode(model, images), _encode(model, partners), [seed, 2])
     return [
         ("newer memory", images),
         ("older memory", partners),
@@ -187,18 +185,13 @@ def overview(model: PAD, images: np.ndarray, seed: int) -> np.ndarray:
     Returns:
         uint8 [height, width, 3].
     """
-    settings = model.get_config()
-    recent, memories = settings["mix_recent"], settings["mix_memories"]
-    shares = (memories * recent, memories * (1 - recent), 1 - memories)
     nexts = np.roll(images, -1, axis=0)
     sections = {
         f"Wake: memories, after {int(model.step.numpy()):,} steps": wake_rows(model, images),
         f"NREM: replays, occluded by {_TILE} x {_TILE} tiles": occlusion_rows(
             model, images, _OCCLUSIONS, _TILE, seed
         ),
-        "REM: {:.3g} newer + {:.3g} older + {:.3g} noise".format(*shares): rem_rows(
-            model, images, nexts, seed
-        ),
+        f"REM: dreams of two memories{_shares(model)}": rem_rows(model, images, nexts, seed),
         "Walks from one memory to another": traversal_rows(
             model, images[:_WALKS], nexts[:_WALKS], len(images) - 2
         ),
@@ -252,14 +245,18 @@ def save_loop(path: Path, images: np.ndarray, pause_every: int) -> None:
     first.save(path, save_all=True, append_images=others, duration=durations.tolist(), loop=0)
 
 
-def _occluded_rows(
-    model: PAD, dreams: tf.Tensor, probabilities: tf.Tensor, tiles: tf.Tensor, seed: int, name: str
-) -> Rows:
-    """The dreams [N, H, W, 3] occluded, and what the encoder makes of them."""
-    mask = occlusion_mask([seed, 1], probabilities, tiles, *dreams.shape[1:3])
-    occluded = occlude(dreams, mask)
-    recovered = model.encoder(occluded)["latent"]
-    return [(name, to_pixels(occluded).numpy()), ("recovered", _generate(model, recovered))]
+def _recovered_rows(model: PAD, perturbed: tf.Tensor, name: str) -> Rows:
+    """Perturbed dreams [N, H, W, 3], and what the encoder makes of them."""
+    recovered = model.encoder(perturbed)["latent"]
+    return [(name, to_pixels(perturbed).numpy()), ("recovered", _generate(model, recovered))]
+
+
+def _shares(model: PAD) -> str:
+    if not isinstance(model.mixing, Mixing):
+        return ""
+    recent, memories = model.mixing.recent, model.mixing.memories
+    shares = (memories * recent, memories * (1 - recent), 1 - memories)
+    return ": {:.3g} newer + {:.3g} older + {:.3g} noise".format(*shares)
 
 
 def _encode(model: PAD, images: np.ndarray) -> tf.Tensor:

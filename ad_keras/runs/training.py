@@ -26,8 +26,11 @@ from ad_keras.runs.checkpoints import (
 from ad_keras.compute.cluster import Cluster, connect
 from ad_keras.runs.config import RUN_ONLY, Config
 from ad_keras.errors import RunError, UsageError
+from ad_keras.pad.hippocampus import Hippocampus
+from ad_keras.pad.mixing import Mixing
 from ad_keras.pad.model import PAD
 from ad_keras.pad.networks import build_encoder, build_generator
+from ad_keras.pad.perturbations import Occlusion
 from ad_keras.compute.optimizers import FusedAdam
 from ad_keras.runs.export import check_export_folder, export_networks, load_encoder
 
@@ -49,8 +52,13 @@ class TrainingResult:
     notes: list[str]
 
 
-def build_model(config: Config) -> PAD:
-    """The model that a configuration describes, compiled and untrained."""
+def build_model(config: Config, **parts) -> PAD:
+    """The model that a configuration describes, compiled and untrained.
+
+    Args:
+        config: of a run.
+        **parts: of `PAD`, in place of those that the configuration describes.
+    """
     shape = {
         "image_size": config.image_size,
         "latent_dim": config.latent_dim,
@@ -58,24 +66,28 @@ def build_model(config: Config) -> PAD:
         "seed": config.seed,
         "dtype": config.precision,
     }
+    described = {
+        "hippocampus": Hippocampus(config.batch_size),
+        "mixing": Mixing(config.mix_recent, config.mix_memories),
+        "perturbation": Occlusion(
+            (config.occlusion_min, config.occlusion_max),
+            (config.tile_min, config.tile_max),
+            per_image=config.mask_per == "image",
+        ),
+    }
     model = PAD(
         build_encoder(**shape),
         build_generator(**shape),
         phases=config.phases,
-        batch_size=config.batch_size,
-        seed=config.seed,
         reconstruction_weight=config.reconstruction_weight,
         kl_weight=config.kl_weight,
         external_weight=config.external_weight,
         recovery_weight=config.recovery_weight,
         internal_weight=config.internal_weight,
         wake_noise_variance=config.wake_noise_variance,
-        mix_recent=config.mix_recent,
-        mix_memories=config.mix_memories,
-        nrem_mixed=config.nrem_memories == "mixed",
-        occlusion_range=(config.occlusion_min, config.occlusion_max),
-        tile_range=(config.tile_min, config.tile_max),
-        occlusion_per_image=config.mask_per == "image",
+        nrem_memories=config.nrem_memories,
+        seed=config.seed,
+        **{**described, **parts},
     )
     encoder_optimizer, generator_optimizer = (
         FusedAdam(rate, beta_1=config.beta_1, beta_2=config.beta_2, epsilon=1e-8)
@@ -106,9 +118,6 @@ def train(
         RunError: if training fails, here or in another worker; the last good checkpoint stays.
         Interrupted: after SIGINT or SIGTERM; calling again continues.
     """
-    # This rewriting of graphs cannot handle the gradient of a leaky rectifier: it gives up, with an
-    # alarming message.
-    tf.config.optimizer.set_experimental_options({"remapping": False})
     cluster = connect(config.strategy)
     # All that can be refused is refused before anything is written or, with --overwrite, deleted.
     if config.batch_size % cluster.replicas:

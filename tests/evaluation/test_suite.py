@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from ad_keras import PAD, build_encoder, build_generator
+from ad_keras import PAD, Hippocampus, build_encoder, build_generator
 from ad_keras.data import ImageSet
 from ad_keras.errors import UsageError
 from ad_keras.evaluation import suite
@@ -32,7 +32,7 @@ def coloured(count: int, seed: int) -> ImageSet:
 
 def a_model(seed: int) -> PAD:
     shape = {"image_size": SIZE, "latent_dim": LATENT, "base_filters": 4, "seed": seed}
-    model = PAD(build_encoder(**shape), build_generator(**shape), batch_size=8)
+    model = PAD(build_encoder(**shape), build_generator(**shape), hippocampus=Hippocampus(8))
     rng = np.random.default_rng(seed)
     for network in (model.encoder, model.generator):
         network.set_weights([rng.normal(0, 0.15, w.shape) for w in network.get_weights()])

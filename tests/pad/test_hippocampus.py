@@ -7,6 +7,14 @@ import tensorflow as tf
 
 from ad_keras.pad.hippocampus import Hippocampus
 
+KEY = [0, 0]  # this memory draws nothing
+
+
+def built(capacity=4, size=3):
+    hippocampus = Hippocampus(capacity)
+    hippocampus.build((None, size))
+    return hippocampus
+
 
 def latents(seed, count=4, size=3):
     return tf.constant(np.random.default_rng(seed).normal(size=(count, size)), tf.float32)
@@ -14,45 +22,45 @@ def latents(seed, count=4, size=3):
 
 def test_first_recall_gives_the_present_latents_themselves():
     now = latents(0)
-    np.testing.assert_array_equal(Hippocampus(4, 3).recall(now), now)
+    np.testing.assert_array_equal(built().recall(now, KEY), now)
 
 
 def test_later_recalls_give_the_previous_latents():
-    hippocampus = Hippocampus(4, 3)
+    hippocampus = built()
     for step in range(3):
         hippocampus.store(latents(step))
-        np.testing.assert_array_equal(hippocampus.recall(latents(step + 1)), latents(step))
+        np.testing.assert_array_equal(hippocampus.recall(latents(step + 1), KEY), latents(step))
 
 
 def test_recalling_does_not_change_the_memory():
-    hippocampus = Hippocampus(4, 3)
+    hippocampus = built()
     hippocampus.store(latents(0))
-    hippocampus.recall(latents(1))
-    np.testing.assert_array_equal(hippocampus.recall(latents(2)), latents(0))
+    hippocampus.recall(latents(1), KEY)
+    np.testing.assert_array_equal(hippocampus.recall(latents(2), KEY), latents(0))
 
 
 def test_rows_beyond_a_smaller_previous_batch_are_the_present_ones():
-    hippocampus = Hippocampus(4, 3)
+    hippocampus = built()
     hippocampus.store(latents(0))
     hippocampus.store(latents(1, count=2))
     now = latents(2)
-    recalled = hippocampus.recall(now)
+    recalled = hippocampus.recall(now, KEY)
     np.testing.assert_array_equal(recalled[:2], latents(1, count=2))
     np.testing.assert_array_equal(recalled[2:], now[2:])
 
 
 def test_a_smaller_batch_recalls_the_first_rows_of_the_previous_one():
-    hippocampus = Hippocampus(4, 3)
+    hippocampus = built()
     hippocampus.store(latents(0))
-    np.testing.assert_array_equal(hippocampus.recall(latents(1, count=2)), latents(0)[:2])
+    np.testing.assert_array_equal(hippocampus.recall(latents(1, count=2), KEY), latents(0)[:2])
 
 
 @pytest.mark.parametrize("static", [True, False])
 def test_a_batch_beyond_the_capacity_raises_and_says_what_to_do(static):
-    hippocampus = Hippocampus(4, 3)
+    hippocampus = built()
     shape = [5 if static else None, 3]
     store = tf.function(hippocampus.store, input_signature=[tf.TensorSpec(shape)])
-    message = r"batch_size of at least that \(it is 4\)"
+    message = r"Hippocampus\(capacity\) of at least that \(it is 4\)"
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         store(latents(0, count=5))
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
@@ -61,11 +69,11 @@ def test_a_batch_beyond_the_capacity_raises_and_says_what_to_do(static):
 
 
 def test_it_works_inside_a_graph_with_batches_of_any_size():
-    hippocampus = Hippocampus(4, 3)
+    hippocampus = built()
 
     @tf.function(input_signature=[tf.TensorSpec([None, 3])])
     def step(now):
-        recalled = hippocampus.recall(now)
+        recalled = hippocampus.recall(now, KEY)
         hippocampus.store(now)
         return recalled
 
@@ -76,31 +84,31 @@ def test_it_works_inside_a_graph_with_batches_of_any_size():
 
 
 def test_a_checkpoint_restores_the_memory(tmp_path):
-    hippocampus = Hippocampus(4, 3)
+    hippocampus = built()
     hippocampus.store(latents(0, count=3))
     path = tf.train.Checkpoint(hippocampus=hippocampus).write(str(tmp_path / "checkpoint"))
-    other = Hippocampus(4, 3)
+    other = built()
     tf.train.Checkpoint(hippocampus=other).read(path).assert_consumed()
     now = latents(1)
-    np.testing.assert_array_equal(other.recall(now), hippocampus.recall(now))
-    np.testing.assert_array_equal(other.recall(now)[:3], latents(0, count=3))
+    np.testing.assert_array_equal(other.recall(now, KEY), hippocampus.recall(now, KEY))
+    np.testing.assert_array_equal(other.recall(now, KEY)[:3], latents(0, count=3))
 
 
 def test_keras_weights_and_configuration_restore_the_memory():
-    hippocampus = Hippocampus(4, 3)
+    hippocampus = built()
     hippocampus.store(latents(0))
     other = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(hippocampus))
     assert other.capacity == 4
-    assert other.latent_dim == 3
+    other.build((None, 3))
     other.set_weights(hippocampus.get_weights())
-    np.testing.assert_array_equal(other.recall(latents(1)), latents(0))
+    np.testing.assert_array_equal(other.recall(latents(1), KEY), latents(0))
 
 
 def test_the_memory_is_not_trainable_and_stays_in_float32():
-    hippocampus = Hippocampus(4, 3)
+    hippocampus = built()
     assert hippocampus.trainable_variables == []
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        assert Hippocampus(4, 3).latents.dtype == "float32"
+        assert built().latents.dtype == "float32"
     finally:
         keras.config.set_dtype_policy("float32")

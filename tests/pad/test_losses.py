@@ -73,13 +73,15 @@ def test_kl_loss_uses_the_unbiased_variance():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_latent_loss_is_the_mean_squared_difference_of_all_elements(seed):
+def test_latent_distance_is_the_mean_squared_difference_of_all_elements(seed):
     replayed, recovered = np.random.default_rng(seed).normal(size=(2, 7, 5))
     expected = ((replayed - recovered) ** 2).sum() / 35
-    np.testing.assert_allclose(
-        losses.latent_loss(float32(replayed), float32(recovered)), expected, rtol=1e-5
-    )
-    assert losses.latent_loss(float32(replayed), float32(replayed)) == 0
+    recovery = losses.LatentDistance()
+    one_view = float32(recovered[None])
+    np.testing.assert_allclose(recovery(float32(replayed), one_view), expected, rtol=1e-5)
+    assert recovery(float32(replayed), float32(replayed[None])) == 0
+    two_views = float32(np.stack([recovered, replayed]))
+    np.testing.assert_allclose(recovery(float32(replayed), two_views), expected / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -87,21 +89,21 @@ def test_discriminator_losses_are_the_cross_entropies_of_both_labels(seed):
     logits = np.random.default_rng(seed).normal(scale=3, size=11)
     probabilities = 1 / (1 + np.exp(-logits))
     np.testing.assert_allclose(
-        losses.external_loss(float32(logits)), -np.log(probabilities).mean(), rtol=1e-5
+        losses.Minimax().external(float32(logits)), -np.log(probabilities).mean(), rtol=1e-5
     )
     np.testing.assert_allclose(
-        losses.internal_loss(float32(logits)), -np.log(1 - probabilities).mean(), rtol=1e-5
+        losses.Minimax().internal(float32(logits)), -np.log(1 - probabilities).mean(), rtol=1e-5
     )
 
 
 def test_discriminator_losses_are_zero_for_certain_and_right_answers():
     certain = tf.constant([80.0, 90.0])
-    np.testing.assert_allclose(losses.external_loss(certain), 0, atol=1e-30)
-    np.testing.assert_allclose(losses.internal_loss(-certain), 0, atol=1e-30)
+    np.testing.assert_allclose(losses.Minimax().external(certain), 0, atol=1e-30)
+    np.testing.assert_allclose(losses.Minimax().internal(-certain), 0, atol=1e-30)
 
 
 def test_discriminator_losses_stay_finite_for_certain_and_wrong_answers():
     # log(sigmoid(-200)) would be -inf in float32.
     certain = tf.constant([200.0])
-    np.testing.assert_allclose(losses.external_loss(-certain), 200)
-    np.testing.assert_allclose(losses.internal_loss(certain), 200)
+    np.testing.assert_allclose(losses.Minimax().external(-certain), 200)
+    np.testing.assert_allclose(losses.Minimax().internal(certain), 200)

@@ -1,12 +1,25 @@
 """Tests of the phases against plain re-implementations, and of PAD as a Keras model."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import ad_keras.pad.model
-from ad_keras import PAD, build_encoder, build_generator
+import ad_keras.pad.perturbations
+from ad_keras import (
+    PAD,
+    Hippocampus,
+    LatentDistance,
+    Minimax,
+    Mixing,
+    Occlusion,
+    Part,
+    build_encoder,
+    build_generator,
+)
+from ad_keras.compute import draws, replicas
 from ad_keras.compute.optimizers import FusedAdam
 from ad_keras.data.pixels import as_signed, to_pixels
 from ad_keras.runs.config import CONDITIONS, Config
@@ -14,7 +27,7 @@ from ad_keras.runs.training import build_model
 
 SIZE, LATENT, BATCH = 16, 8, 8
 NETWORKS = {"image_size": SIZE, "latent_dim": LATENT, "base_filters": 4}
-UNOCCLUDED = {"occlusion_range": (0.0, 0.0)}
+UNOCCLUDED = {"perturbation": Occlusion((0.0, 0.0))}
 TRUNK = {f"trunk_{block}/{weight}" for block in range(2) for weight in ("kernel", "bias")}
 LATENT_HEAD = {"latent_head/kernel", "latent_head/bias"}
 EXTERNAL_HEAD = {"external_head/kernel", "external_head/bias"}
@@ -27,9 +40,8 @@ GENERATOR = {
 
 def new_model(optimizer="adam", learning_rate=1.0, **settings):
     """A small PAD whose weights are large enough for gradients that float32 resolves well."""
-    model = PAD(
-        build_encoder(**NETWORKS), build_generator(**NETWORKS), batch_size=BATCH, **settings
-    )
+    settings = {"hippocampus": Hippocampus(BATCH), **settings}
+    model = PAD(build_encoder(**NETWORKS), build_generator(**NETWORKS), **settings)
     rng = np.random.default_rng(0)
     for network in (model.encoder, model.generator):
         network.set_weights([rng.normal(0, 0.15, w.shape) for w in network.get_weights()])
@@ -62,7 +74,12 @@ def state(*networks):
 
 
 def settings(model):
-    return {k: v for k, v in model.get_config().items() if k not in ("encoder", "generator")}
+    """The constructor's arguments but for the networks, parts as their own arguments."""
+    config = model.get_config()
+    parts = {name: config[name]["config"] for name in ("mixing", "perturbation")}
+    parts["hippocampus"] = config["hippocampus"]["config"]["capacity"]
+    parts |= {name: config[name]["class_name"] for name in ("recovery", "adversary")}
+    return {k: v for k, v in {**config, **parts}.items() if k not in ("encoder", "generator")}
 
 
 def memory(model):
@@ -188,15 +205,15 @@ def test_wake_noise_is_added_in_front_of_the_generator_only(monkeypatch):
     noise = random_latents(5)
     drawn = []
 
-    def draw(shape, seed, mean=0.0, stddev=1.0, **kwargs):
-        drawn.append(tuple(shape))
-        return mean + stddev * noise
+    def draw(latents, key):
+        drawn.append(tuple(latents.shape))
+        return noise
 
     model = new_model("sgd", wake_noise_variance=0.25)
     images, before = signed(), weights(model)
     encoder = gradients(lambda: paper_wake(model, images, noise=0.5 * noise)[0], model.encoder)
     generator = gradients(lambda: paper_wake(model, images, noise=0.5 * noise)[1], model.generator)
-    monkeypatch.setattr(tf.random, "stateless_normal", draw)
+    monkeypatch.setattr(replicas, "normal", draw)
     latents = model.wake(images)
     assert drawn == [(BATCH, LATENT)]
     assert_close(changes(before, weights(model)), negative({**encoder, **generator}))
@@ -219,7 +236,7 @@ def test_wake_noise_has_the_given_variance(variance):
     )
     latent = keras.Input((SIZE * SIZE * 3,), name="latent")
     generator = keras.Model(latent, keras.layers.Reshape((SIZE, SIZE, 3))(latent))
-    model = PAD(encoder, generator, phases=["wake"], batch_size=64, wake_noise_variance=variance)
+    model = PAD(encoder, generator, phases=["wake"], wake_noise_variance=variance)
     model.compile(run_eagerly=True)
     metrics = model.test_step(tf.zeros([64, SIZE, SIZE, 3]))
     tolerance = 5 * variance * np.sqrt(2 / (64 * SIZE * SIZE * 3))
@@ -232,7 +249,7 @@ def test_wake_noise_has_the_given_variance(variance):
 def test_nrem_descends_the_distance_to_the_latents_recovered_from_the_occluded_dream(monkeypatch):
     mask = np.ones((1, SIZE, SIZE, 1), np.float32)
     mask[:, 3:9, 2:7] = 0
-    monkeypatch.setattr(ad_keras.pad.model, "occlusion_mask", lambda *_: tf.constant(mask))
+    monkeypatch.setattr(ad_keras.pad.perturbations, "occlusion_mask", lambda *_: tf.constant(mask))
     model = new_model("sgd")
     latents = random_latents(1)
     dreams = model.generator(latents).numpy()
@@ -266,7 +283,7 @@ def test_nrem_without_occlusion_sees_the_dream_itself():
 
 
 def test_nrem_with_full_occlusion_sees_grey():
-    model = new_model("sgd", occlusion_range=(1.0, 1.0))
+    model = new_model("sgd", perturbation=Occlusion((1.0, 1.0)))
     latents = random_latents(1)
     grey = tf.zeros([BATCH, SIZE, SIZE, 3])
     recovered = model.encoder(grey)["latent"]
@@ -293,9 +310,9 @@ def test_nrem_with_mixed_memories_replays_what_mix_returns(monkeypatch):
         asked.append(arguments[:2])
         return mixed
 
-    monkeypatch.setattr(PAD, "mix", mix)
+    monkeypatch.setattr(Mixing, "__call__", mix)
     model, single = (
-        new_model("sgd", nrem_mixed=is_mixed, **UNOCCLUDED) for is_mixed in (True, False)
+        new_model("sgd", nrem_memories=memories, **UNOCCLUDED) for memories in ("mixed", "single")
     )
     model.nrem(latents, recalled)
     assert len(asked) == 1
@@ -308,8 +325,8 @@ def test_nrem_with_mixed_memories_replays_what_mix_returns(monkeypatch):
 
 @pytest.mark.parametrize(("per_image", "masks"), [(False, 1), (True, BATCH)])
 def test_nrem_draws_one_mask_a_batch_or_one_an_image(monkeypatch, per_image, masks):
-    drawn = record(monkeypatch, ad_keras.pad.model, "occlusion_mask")
-    model = new_model(occlusion_per_image=per_image, occlusion_range=(0.5, 0.5), tile_range=(4, 4))
+    drawn = record(monkeypatch, ad_keras.pad.perturbations, "occlusion_mask")
+    model = new_model(perturbation=Occlusion((0.5, 0.5), (4, 4), per_image))
     model.nrem(random_latents(1), random_latents(2))
     mask = drawn[0]
     np.testing.assert_array_equal(mask[..., 0], np.kron(mask[:, ::4, ::4, 0], np.ones((4, 4))))
@@ -340,7 +357,7 @@ def paper_rem(model, mixed):
 
 @pytest.mark.parametrize("weight", [1.0, 2.5])
 def test_rem_descends_in_the_encoder_and_ascends_in_the_generator(weight):
-    model = new_model("sgd", mix_memories=1.0, mix_recent=0.75, internal_weight=weight)
+    model = new_model("sgd", mixing=Mixing(0.75, 1.0), internal_weight=weight)
     latents, recalled = random_latents(1), random_latents(2)
     mixed = 0.75 * latents + 0.25 * recalled
     found = gradients(lambda: weight * paper_rem(model, mixed), model.encoder, model.generator)
@@ -361,7 +378,7 @@ def test_rem_dreams_of_what_mix_returns(monkeypatch):
         asked.append(arguments[:2])
         return mixed
 
-    monkeypatch.setattr(PAD, "mix", mix)
+    monkeypatch.setattr(Mixing, "__call__", mix)
     model = new_model("sgd")
     found = gradients(lambda: paper_rem(model, mixed), model.generator)
     before = weights(model)
@@ -382,26 +399,25 @@ def test_rem_leaves_the_latent_head_alone():
 
 @pytest.mark.parametrize(("recent", "memories"), [(0.5, 0.5), (0.3, 0.8), (1.0, 0.25), (0.0, 0.0)])
 def test_mix_is_the_papers_formula_with_standard_normal_noise(recent, memories):
-    model = new_model(mix_recent=recent, mix_memories=memories)
+    mixing = Mixing(recent, memories)
     rng = np.random.default_rng(0)
     latents, recalled = (tf.constant(rng.normal(size=(500, 40)), tf.float32) for _ in range(2))
-    mixed = model.mix(latents, recalled, [1, 2])
+    mixed = mixing(latents, recalled, [1, 2])
     assert mixed.dtype == tf.float32
     remembered = memories * (recent * latents + (1 - recent) * recalled)
     noise = ((mixed - remembered) / (1 - memories)).numpy()
     assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
     assert abs(noise.std() - 1) < 4 / np.sqrt(2 * noise.size)
     assert (np.abs(np.corrcoef(noise.T) - np.eye(40)) < 5 / np.sqrt(500)).all()
-    np.testing.assert_array_equal(mixed, model.mix(latents, recalled, [1, 2]))
-    assert (mixed.numpy() != model.mix(latents, recalled, [1, 3]).numpy()).any()
+    np.testing.assert_array_equal(mixed, mixing(latents, recalled, [1, 2]))
+    assert (mixed.numpy() != mixing(latents, recalled, [1, 3]).numpy()).any()
 
 
 @pytest.mark.parametrize("recent", [1.0, 0.5])
 def test_mix_of_memories_alone_has_no_noise(recent):
-    model = new_model(mix_recent=recent, mix_memories=1.0)
     latents, recalled = random_latents(1), random_latents(2)
     expected = recent * latents + (1 - recent) * recalled
-    np.testing.assert_array_equal(model.mix(latents, recalled, [0, 0]), expected)
+    np.testing.assert_array_equal(Mixing(recent, 1.0)(latents, recalled, [0, 0]), expected)
 
 
 # The optimizers' state.
@@ -483,7 +499,7 @@ def test_a_step_runs_the_phases_in_the_given_order(monkeypatch, phases):
     ],
 )
 def test_impossible_phases_raise(phases):
-    with pytest.raises(ValueError, match="must start with 'wake'"):
+    with pytest.raises(ValueError, match="must be 'wake', then"):
         new_model(phases=phases)
 
 
@@ -507,7 +523,9 @@ def test_dreams_get_the_latents_of_both_batches_from_before_their_updates(monkey
             np.testing.assert_allclose(latents, encoded[step], rtol=1e-4, atol=1e-6)
             # At the first step there is no earlier memory, and the latents are their own partners.
             np.testing.assert_allclose(recalled, encoded[max(step - 1, 0)], rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(model.hippocampus.recall(tf.zeros([BATCH, LATENT])), given[-1][0])
+    np.testing.assert_array_equal(
+        model.hippocampus.recall(tf.zeros([BATCH, LATENT]), [0, 0]), given[-1][0]
+    )
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
@@ -531,10 +549,14 @@ def test_every_condition_runs_with_its_own_metrics(name):
     assert set(model.test_step(rng.uniform(-1, 1, (4, 32, 32, 3)))) == set(result)
 
 
+def mixing(recent=0.5, memories=0.5):
+    return {"mixing": {"recent": recent, "memories": memories}}
+
+
 def test_the_conditions_are_the_papers():
     paper = {
         "full": {},
-        "no_memory_mix": {"mix_recent": 1.0, "mix_memories": 1.0},
+        "no_memory_mix": mixing(1.0, 1.0),
         "no_rem": {
             "phases": ("wake", "nrem"),
             "external_weight": 0.0,
@@ -543,10 +565,10 @@ def test_the_conditions_are_the_papers():
         },
         "no_nrem": {"phases": ("wake", "rem")},
         "wake_only": {"phases": ("wake",), "external_weight": 0.0, "wake_noise_variance": 0.5},
-        "rem_noise_only": {"mix_memories": 0.0},
-        "rem_mix_only": {"mix_memories": 1.0, "mix_recent": 0.5},
+        "rem_noise_only": mixing(memories=0.0),
+        "rem_mix_only": mixing(memories=1.0),
         "rem_before_nrem": {"phases": ("wake", "rem", "nrem")},
-        "nrem_mixed": {"nrem_mixed": True},
+        "nrem_mixed": {"nrem_memories": "mixed"},
     }
     small = {"base_filters": 2, "latent_dim": 4, "batch_size": 4}
     assert set(CONDITIONS) == set(paper)
@@ -562,22 +584,151 @@ def test_the_full_model_has_the_papers_settings_by_default():
     for model in (plain, build_model(Config(base_filters=2, latent_dim=4))):
         assert settings(model) == {
             "name": "pad",
+            "hippocampus": 64,
+            **mixing(),
+            "perturbation": {
+                "probability_range": (0.0, 1.0),
+                "tile_range": (1, 8),
+                "per_image": False,
+            },
+            "recovery": "LatentDistance",
+            "adversary": "Minimax",
             "phases": ("wake", "nrem", "rem"),
-            "batch_size": 64,
-            "seed": 0,
             "reconstruction_weight": 1.0,
             "kl_weight": 1.0,
             "external_weight": 1.0,
             "recovery_weight": 1.0,
             "internal_weight": 1.0,
             "wake_noise_variance": 0.0,
-            "mix_recent": 0.5,
-            "mix_memories": 0.5,
-            "nrem_mixed": False,
-            "occlusion_range": (0.0, 1.0),
-            "tile_range": (1, 8),
-            "occlusion_per_image": False,
+            "nrem_memories": "single",
+            "seed": 0,
         }
+
+
+def test_every_argument_is_a_public_attribute():
+    model = new_model(kl_weight=0.25, wake_noise_variance=0.5, seed=7)
+    names = set(inspect.signature(PAD).parameters) - {"kwargs"}
+    assert names == set(model.get_config())
+    for name in names:
+        assert hasattr(model, name), name
+    assert (model.kl_weight, model.wake_noise_variance, model.seed) == (0.25, 0.5, 7)
+    assert isinstance(model.recovery, LatentDistance)
+    assert isinstance(model.adversary, Minimax)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Mixing(memories=2), "memories is 2, but must be between 0 and 1"),
+        (lambda: Mixing(recent=-0.5), "recent is -0.5"),
+        (lambda: Occlusion((2, 3)), r"probability_range is \(2, 3\)"),
+        (lambda: Occlusion((0.8, 0.2)), "probability_range"),
+        (lambda: Occlusion(tile_range=(0, 8)), r"tile_range is \(0, 8\)"),
+        (lambda: Occlusion(tile_range=(3, 2)), "tile_range"),
+        (lambda: Occlusion(tile_range=(1, 2.5)), "tile_range"),
+        (lambda: Hippocampus(0), "capacity is 0"),
+        (lambda: new_model(recovery_weight=0.0), "recovery_weight is 0.0, but must be above 0"),
+        (lambda: new_model(kl_weight=-1), "kl_weight is -1"),
+        (lambda: new_model(wake_noise_variance=-0.1), "wake_noise_variance"),
+        (lambda: new_model(nrem_memories="both"), "nrem_memories is 'both'"),
+    ],
+)
+def test_impossible_arguments_raise_in_one_line(build, message):
+    with pytest.raises(ValueError, match=message) as error:
+        build()
+    assert "\n" not in str(error.value)
+
+
+# Parts of one's own.
+
+
+@keras.saving.register_keras_serializable("tests")
+class Darker(Part):
+    """A perturbation."""
+
+    def __init__(self, factor=0.5):
+        self.factor = factor
+
+    def __call__(self, images, key):
+        return self.factor * images
+
+
+@keras.saving.register_keras_serializable("tests")
+class Spread(keras.layers.Layer):
+    """A recovery loss of three views with a weight that it learns."""
+
+    views = 3
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+
+    def __call__(self, replayed, recovered):
+        assert recovered.shape[0] == 3
+        return tf.reduce_mean((self.scale * recovered - replayed) ** 2)
+
+
+@keras.saving.register_keras_serializable("tests")
+class NonSaturating(Minimax):
+    """An adversary whose generator descends a loss of its own."""
+
+    def fooling(self, logits):
+        return 2.0 * tf.reduce_mean(tf.math.softplus(-logits))
+
+
+def test_a_recovery_loss_of_several_views_and_a_perturbation_of_ones_own_are_used():
+    model = new_model("sgd", recovery=Spread(), perturbation=Darker(0.25))
+    latents = random_latents(1)
+    dreams = model.generator(latents).numpy()
+
+    def loss():
+        return tf.reduce_mean((latents - model.encoder(0.25 * dreams)["latent"]) ** 2)
+
+    expected = negative(gradients(loss, model.encoder))
+    before = weights(model)
+    model.nrem(latents, random_latents(2))
+    change = changes(before, weights(model))
+    assert_close(pick(change, TRUNK | LATENT_HEAD), pick(expected, TRUNK | LATENT_HEAD))
+    assert np.abs(model.recovery.scale.numpy() - 1).max() > 1e-3
+
+
+def test_views_are_perturbed_by_draws_of_their_own(monkeypatch):
+    masks = record(monkeypatch, ad_keras.pad.perturbations, "occlusion_mask")
+    model = new_model(recovery=Spread(), perturbation=Occlusion((0.5, 0.5), (2, 2)))
+    model.nrem(random_latents(1), random_latents(2))
+    assert len(masks) == 3
+    assert len(np.unique([mask.ravel() for mask in masks], axis=0)) == 3
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_the_generator_descends_what_the_adversary_says(weight):
+    model = new_model("sgd", adversary=NonSaturating(), internal_weight=weight, mixing=Mixing(1, 1))
+    latents = random_latents(1)
+
+    def fooling():
+        logits = model.encoder(model.generator(latents))["external_logit"]
+        return weight * 2 * paper_external(logits)
+
+    generator = gradients(fooling, model.generator)
+    encoder = gradients(lambda: weight * paper_rem(model, latents), model.encoder)
+    before = weights(model)
+    model.rem(latents, latents)
+    change = changes(before, weights(model))
+    assert_close(pick(change, GENERATOR), negative(generator))
+    touched = TRUNK | EXTERNAL_HEAD
+    assert_close(pick(change, touched), negative(pick(encoder, touched)))
+
+
+def test_parts_of_ones_own_are_saved_and_loaded_with_their_weights(tmp_path):
+    model = new_model(recovery=Spread(), perturbation=Darker(0.3), adversary=NonSaturating())
+    model.fit(dataset(), verbose=0, shuffle=False)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.adversary, NonSaturating)
+    assert loaded.perturbation.factor == 0.3
+    for each in (model, loaded):
+        each.fit(dataset(1), verbose=0, shuffle=False)
+    np.testing.assert_array_equal(loaded.recovery.scale, model.recovery.scale)
+    assert_equal(everything_kept(loaded), everything_kept(model))
 
 
 def test_metrics_report_the_losses_unweighted():
@@ -596,7 +747,7 @@ def test_metrics_report_the_losses_unweighted():
 
 def test_training_metrics_are_the_papers_losses():
     # At learning rate 0 all phases see the same weights.
-    model = new_model("sgd", learning_rate=0.0, mix_memories=1.0, **UNOCCLUDED)
+    model = new_model("sgd", learning_rate=0.0, mixing=Mixing(0.5, 1.0), **UNOCCLUDED)
     images = signed()
     outputs = model.encoder(images)
     latents = outputs["latent"]
@@ -638,6 +789,12 @@ def test_signed_images_and_pixels_are_inverse():
     np.testing.assert_array_equal(to_pixels(tf.constant([-3.0, 3.0])), [0, 255])
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16])
+def test_integers_of_unknown_range_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"of type {np.dtype(dtype).name}: they must be uint8"):
+        new_model()(pixels().astype(dtype))
+
+
 def test_labels_beside_the_images_are_ignored():
     with_labels, without = new_model(), new_model()
     with_labels.train_step((pixels(), np.arange(BATCH)))
@@ -646,8 +803,10 @@ def test_labels_beside_the_images_are_ignored():
     assert with_labels.test_step((pixels(), np.arange(BATCH))) == without.test_step(pixels())
 
 
-def test_a_batch_beyond_the_batch_size_raises_and_says_what_to_do():
-    with pytest.raises(tf.errors.InvalidArgumentError, match="build PAD with batch_size"):
+def test_a_batch_beyond_the_memory_raises_and_says_what_to_do():
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"hippocampus=Hippocampus\(capacity\)"
+    ):
         new_model().train_step(pixels(count=BATCH + 1))
 
 
@@ -672,17 +831,16 @@ def test_models_of_the_same_seed_end_with_the_same_weights_and_of_others_with_ot
 
 
 def test_random_numbers_are_a_function_of_seed_step_and_phase(monkeypatch):
-    noise = record(monkeypatch, tf.random, "stateless_normal")
-    masks = record(monkeypatch, ad_keras.pad.model, "occlusion_mask")
+    noise = record(monkeypatch, replicas, "normal")
+    masks = record(monkeypatch, ad_keras.pad.perturbations, "occlusion_mask")
 
     def draws(seed, step):
         """Noise of wake, of mixed NREM and of REM, and the mask of NREM."""
         model = new_model(
             seed=seed,
-            nrem_mixed=True,
+            nrem_memories="mixed",
             wake_noise_variance=1.0,
-            occlusion_range=(0.5, 0.5),
-            tile_range=(2, 2),
+            perturbation=Occlusion((0.5, 0.5), (2, 2)),
         )
         noise.clear()
         masks.clear()
@@ -701,12 +859,32 @@ def test_random_numbers_are_a_function_of_seed_step_and_phase(monkeypatch):
 
 
 def test_a_steps_noise_does_not_depend_on_other_phases(monkeypatch):
-    noise = record(monkeypatch, PAD, "mix")
+    noise = record(monkeypatch, Mixing, "__call__")
     for phases in (("wake", "rem"), ("wake", "nrem", "rem"), ("wake", "rem", "nrem")):
-        new_model(phases=phases, mix_memories=0.0).train_step(pixels())
+        new_model(phases=phases, mixing=Mixing(0.5, 0.0)).train_step(pixels())
     assert len(noise) == 3
     np.testing.assert_array_equal(noise[0], noise[1])
     np.testing.assert_array_equal(noise[0], noise[2])
+
+
+def test_draws_are_the_same_with_and_without_xla():
+    def drawn(step):
+        key = draws.fold_in([3, 1], step)
+        mask = Occlusion().sample(key, 4, SIZE, SIZE)
+        return mask, Mixing(0.5, 0.0)(random_latents(1), random_latents(2), key)
+
+    step = tf.constant(5, tf.int64)
+    (mask, noise), (same_mask, same_noise) = drawn(step), tf.function(drawn, jit_compile=True)(step)
+    np.testing.assert_array_equal(mask, same_mask)
+    np.testing.assert_allclose(noise, same_noise, rtol=1e-5, atol=1e-6)
+
+
+def test_a_whole_step_is_the_same_with_and_without_xla():
+    plain, compiled = new_model("sgd", 0.01), new_model()
+    compiled.compile(keras.optimizers.SGD(0.01), keras.optimizers.SGD(0.01), jit_compile=True)
+    for model in (plain, compiled):
+        model.fit(dataset(count=BATCH), verbose=0, shuffle=False)
+    assert_close(weights(compiled), weights(plain), significant=False)
 
 
 # Evaluation.
@@ -730,8 +908,8 @@ def test_evaluation_touches_nothing_and_is_repeatable():
 
 
 def test_evaluation_draws_anew_for_each_batch_and_unlike_training(monkeypatch):
-    noise = record(monkeypatch, PAD, "mix")
-    model = new_model(mix_memories=0.0)
+    noise = record(monkeypatch, Mixing, "__call__")
+    model = new_model(mixing=Mixing(0.5, 0.0))
     model.train_step(pixels())
     model.reset_metrics()
     for _ in range(3):
@@ -742,7 +920,7 @@ def test_evaluation_draws_anew_for_each_batch_and_unlike_training(monkeypatch):
 
 
 def test_evaluation_and_training_report_the_same_where_nothing_is_random():
-    arguments = {"mix_memories": 1.0, "mix_recent": 1.0, **UNOCCLUDED}
+    arguments = {"mixing": Mixing(1.0, 1.0), **UNOCCLUDED}
     model = new_model("sgd", learning_rate=0.0, **arguments)
     trained = model.train_step(pixels())
     model.reset_metrics()
@@ -753,7 +931,7 @@ def test_evaluation_and_training_report_the_same_where_nothing_is_random():
 
 
 def test_evaluation_mixes_each_latent_with_its_neighbours():
-    model = new_model(mix_memories=1.0, **UNOCCLUDED)
+    model = new_model(mixing=Mixing(0.5, 1.0), **UNOCCLUDED)
     latents = model.encoder(signed())["latent"]
     expected = paper_rem(model, 0.5 * latents + 0.5 * np.roll(latents, 1, axis=0))
     actual = model.test_step(pixels())["rem/internal_loss"]
@@ -808,9 +986,8 @@ def test_predict_gives_latents_probabilities_and_reconstructions():
 
 def test_a_saved_and_loaded_model_continues_bit_for_bit(tmp_path):
     model = new_model(
-        mix_recent=0.25,
-        occlusion_range=(0.1, 0.9),
-        tile_range=(2, 4),
+        mixing=Mixing(recent=0.25),
+        perturbation=Occlusion((0.1, 0.9), (2, 4)),
         phases=["wake", "rem", "nrem"],
     )
     model.fit(dataset(0, 2 * BATCH + 4), verbose=0, shuffle=False)
@@ -818,9 +995,9 @@ def test_a_saved_and_loaded_model_continues_bit_for_bit(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is PAD
     assert settings(loaded) == settings(model)
-    assert settings(loaded)["tile_range"] == (2, 4)
-    assert settings(loaded)["occlusion_range"] == (0.1, 0.9)
-    assert settings(loaded)["mix_recent"] == 0.25
+    assert loaded.perturbation.tile_range == (2, 4)
+    assert loaded.perturbation.probability_range == (0.1, 0.9)
+    assert loaded.mixing.recent == 0.25
     assert loaded.step.numpy() == 3
     assert_equal(everything_kept(loaded), everything_kept(model))
     assert loaded.encoder_optimizer.get_config() == model.encoder_optimizer.get_config()
@@ -846,7 +1023,8 @@ def test_saved_weights_restore_networks_memory_and_step(tmp_path):
     model = new_model()
     model.train_step(pixels())
     model.save_weights(tmp_path / "model.weights.h5")
-    other = PAD(build_encoder(**NETWORKS), build_generator(**NETWORKS), batch_size=BATCH)
+    other = new_model()
+    other.hippocampus.store(tf.ones([BATCH, LATENT]))
     other.load_weights(tmp_path / "model.weights.h5")
     assert_equal(weights(other), weights(model))
     assert_equal(memory(other), memory(model))

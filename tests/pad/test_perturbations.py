@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from ad_keras.pad.perturbations import occlude, occlusion_mask, sample_occlusion
+from ad_keras.pad.perturbations import Occlusion, occlude, occlusion_mask, perturb_each
 
 SIZE = 32
 
@@ -137,7 +137,7 @@ def test_masks_are_a_function_of_the_seed():
 
 
 def test_occlusion_strengths_are_uniform_over_their_ranges_ends_included():
-    probabilities, tiles = sample_occlusion([0, 0], 8000)
+    probabilities, tiles = Occlusion().strengths([0, 0], 8000)
     assert probabilities.dtype == tf.float32
     assert tiles.dtype == tf.int32
     counts = np.bincount(tiles, minlength=9)
@@ -150,23 +150,41 @@ def test_occlusion_strengths_are_uniform_over_their_ranges_ends_included():
 
 
 def test_occlusion_strengths_follow_the_given_ranges():
-    probabilities, tiles = sample_occlusion([1, 0], 4000, (0.2, 0.6), (3, 5))
+    probabilities, tiles = Occlusion((0.2, 0.6), (3, 5)).strengths([1, 0], 4000)
     assert scipy.stats.kstest(probabilities, "uniform", args=(0.2, 0.4)).pvalue > 0.001
     assert scipy.stats.chisquare(np.bincount(tiles)[3:]).pvalue > 0.001
     assert set(tiles.numpy()) == {3, 4, 5}
 
 
 def test_ranges_of_one_value_fix_it():
-    probabilities, tiles = sample_occlusion([2, 0], 100, (0.3, 0.3), (4, 4))
+    probabilities, tiles = Occlusion((0.3, 0.3), (4, 4)).strengths([2, 0], 100)
     np.testing.assert_allclose(probabilities, 0.3, rtol=1e-6)
     assert (tiles.numpy() == 4).all()
     for end in (0.0, 1.0):
-        exactly, _ = sample_occlusion([2, 0], 100, (end, end))
+        exactly, _ = Occlusion((end, end)).strengths([2, 0], 100)
         assert (exactly.numpy() == end).all()
 
 
 def test_occlusion_strengths_are_a_function_of_the_seed():
-    first, again, other = (sample_occlusion([seed, 0], 20) for seed in (3, 3, 4))
+    first, again, other = (Occlusion().strengths([seed, 0], 20) for seed in (3, 3, 4))
     for one, two, three in zip(first, again, other, strict=True):
         np.testing.assert_array_equal(one, two)
         assert (one != three).numpy().any()
+
+
+def test_an_occlusion_shares_a_mask_within_the_mini_batch_or_has_one_for_each_image():
+    images = tf.ones([6, SIZE, SIZE, 3])
+    shared = Occlusion((0.5, 0.5), (4, 4))(images, [7, 0]).numpy()
+    np.testing.assert_array_equal(shared, np.repeat(shared[:1], 6, axis=0))
+    assert set(np.unique(shared)) == {0, 1}
+    own = Occlusion((0.5, 0.5), (4, 4), per_image=True)(images, [7, 0]).numpy()
+    assert len(np.unique(own.reshape(6, -1), axis=0)) == 6
+
+
+def test_perturbing_each_gives_every_image_a_draw_of_its_own():
+    images = tf.ones([5, SIZE, SIZE, 3])
+    perturbed = perturb_each(Occlusion((0.5, 0.5), (4, 4)), images, [7, 0]).numpy()
+    assert perturbed.shape == (5, SIZE, SIZE, 3)
+    assert len(np.unique(perturbed.reshape(5, -1), axis=0)) == 5
+    again = perturb_each(Occlusion((0.5, 0.5), (4, 4)), images[:3], [7, 0])
+    np.testing.assert_array_equal(again, perturbed[:3])

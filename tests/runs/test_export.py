@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import ad_keras.runs.export
-from ad_keras import PAD, build_encoder, build_generator, export_networks, load_encoder
+from ad_keras import PAD, Hippocampus, build_encoder, build_generator, export_networks, load_encoder
 from ad_keras.errors import UsageError
 
 SIZE, LATENT, BATCH = 16, 8, 8
@@ -34,7 +34,7 @@ def random_latents(count=5):
 
 def trained_model(dtype="float32", steps=2):
     networks = {"image_size": SIZE, "latent_dim": LATENT, "base_filters": 4, "dtype": dtype}
-    model = PAD(build_encoder(**networks), build_generator(**networks), batch_size=BATCH)
+    model = PAD(build_encoder(**networks), build_generator(**networks), hippocampus=Hippocampus(BATCH))
     rng = np.random.default_rng(0)
     for network in (model.encoder, model.generator):
         network.set_weights([rng.normal(0, 0.15, w.shape) for w in network.get_weights()])

@@ -1,0 +1,38 @@
+"""What the parts of PAD have in common."""
+
+import inspect
+
+
+class Part:
+    """A replaceable piece of the model whose constructor's arguments are its public attributes.
+
+    From these, `get_config` follows, so that saved models and runs know the part. Register a part
+    of your own with `keras.saving.register_keras_serializable`. A part with weights is a
+    `keras.layers.Layer` instead.
+    """
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        names = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Part":
+        """Makes an equal part of what `get_config` returned."""
+        return cls(**config)
+
+
+def require(holds: bool, name: str, value, allowed: str) -> None:
+    """Refuses an argument of a constructor.
+
+    Args:
+        holds: whether the value is possible.
+        name: of the argument.
+        value: that was given.
+        allowed: what it may be.
+
+    Raises:
+        ValueError: in one line, if it does not hold.
+    """
+    if not holds:
+        raise ValueError(f"{name} is {value}, but must be {allowed}.")
