@@ -1,43 +1,62 @@
-"""Whether `ad_keras` computes what the same algorithm written plainly in PyTorch computes.
+"""Whether `ad_keras` computes what the published algorithm computes.
 
-    python benchmarks/agreement.py          # needs pip install -e ".[benchmark]"
+    python benchmarks/agreement.py --reference=FILE.npz   # recorded steps of the authors' code
+    python benchmarks/agreement.py                        # needs pip install -e ".[benchmark]"
 
-Both train in float32 from the same weights on the same images, with the same noise and masks. The
-table says how far the losses of the steps are apart at most, relative to PyTorch's. Float32 rounds
-differently in every order of summation, and training amplifies that: "nudged" is PyTorch beside
+The first trains from the recorded weights on the recorded images, with the recorded noise and
+masks, and says how far losses and weights are from the recorded ones. It ends with status 1 where
+they are farther than rounding explains. A recording's arrays:
+
+- `settings`: JSON text with `condition`, `base_filters`, `latent_dim` and `batch_size`;
+- `images` uint8 [S, B, H, W, 3]; `wake_noise` and `rem_noise` [S, B, latent_dim], standard normal;
+  `mask` [S, H, W], 1 where NREM sees the dream;
+- `losses` [S, 5]: reconstruction, KL, external, recovery, internal; NaN where there is none;
+- `weights_N/<network>/<layer>.weight` and `.bias` after N steps, in PyTorch's layouts. The
+  encoder's layers are `conv1.0`, `conv2.0`, ..., the last of which is the latent head, and `dis.0`;
+  the generator's are `tconv1.0`, ...
+
+The second compares with the same algorithm written plainly in PyTorch, both in float32. Training
+amplifies what float32 rounds differently in every order of summation: "nudged" is PyTorch beside
 PyTorch whose first weights differ in their last binary digit.
-
-Keras counts Adam's steps for all variables of an optimizer together and PyTorch for each variable,
-which differs for a head that a phase leaves alone; and Keras adds epsilon before the correction of
-the second moment and PyTorch after. For an exact comparison PyTorch is given Keras's count and
-epsilon. "own Adam" is PyTorch without that.
 """
 
 import contextlib
-import copy
 import dataclasses
 import importlib.util
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from ad_keras.cli import flag, parse, quiet_start, run
-from ad_keras.errors import UsageError
+from ad_keras.errors import RunError, UsageError
 
-COLUMNS = ("ad_keras", "nudged", "own Adam")
+LOSSES = (
+    "wake/reconstruction_loss",
+    "wake/kl_loss",
+    "wake/external_loss",
+    "nrem/recovery_loss",
+    "rem/internal_loss",
+)
+SPANS = (1, 3, 10, 30)
+BOUNDS = {3: 5e-4, 30: 5e-3}
+"""Steps, and the relative difference that float32 explains after so many."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AgreementConfig:
-    """Trains PAD and its plain form in PyTorch alike and compares their losses."""
+    """Trains PAD as a recording, or as PyTorch, and compares losses and weights."""
 
-    steps: int = flag(200, "Flags", "of training")
-    batch_size: int = flag(64, "Flags", "images of a mini-batch")
-    base_filters: int = flag(64, "Flags", "filters of the first convolution")
-    latent_dim: int = flag(256, "Flags", "size of the latent")
-    seed: int = flag(0, "Flags", "of weights, images, noise and masks")
-    dataset: str = flag("synth_digits", "Flags", "whose images; prepared if need be")
-    data_dir: str | None = flag(None, "Flags", "folder of prepared TensorFlow Datasets")
+    reference: str | None = flag(None, "Recording", "file of recorded steps (.npz)")
+
+    steps: int = flag(200, "PyTorch", "of training")
+    batch_size: int = flag(64, "PyTorch", "images of a mini-batch")
+    base_filters: int = flag(64, "PyTorch", "filters of the first convolution")
+    latent_dim: int = flag(256, "PyTorch", "size of the latent")
+    seed: int = flag(0, "PyTorch", "of weights, images, noise and masks")
+    dataset: str = flag("synth_digits", "PyTorch", "whose images; prepared if need be")
+    data_dir: str | None = flag(None, "PyTorch", "folder of prepared TensorFlow Datasets")
 
     def __post_init__(self):
         for name, least in (
@@ -48,62 +67,212 @@ class AgreementConfig:
         ):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name}={getattr(self, name)} must be at least {least}.")
-        if importlib.util.find_spec("torch") is None:
-            raise UsageError('PyTorch is not installed: pip install -e ".[benchmark]".')
+        if self.reference is None and importlib.util.find_spec("torch") is None:
+            raise UsageError(
+                'PyTorch is not installed: pip install -e ".[benchmark]", or name a recording with '
+                "--reference."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a training step is given.
+
+    Attributes:
+        images: uint8 [B, H, W, 3].
+        wake_noise: [B, latent_dim], standard normal.
+        rem_noise: [B, latent_dim], standard normal.
+        mask: [H, W], 1 visible, 0 occluded.
+    """
+
+    images: np.ndarray
+    wake_noise: np.ndarray
+    rem_noise: np.ndarray
+    mask: np.ndarray
+
+
+class Replay:
+    """PAD, trained with random numbers that are given.
+
+    Args:
+        config: of the training.
+    """
+
+    def __init__(self, config) -> None:
+        import tensorflow as tf
+
+        from ad_keras import Mixing
+        from ad_keras.pad.perturbations import occlude
+        from ad_keras.runs.training import build_model
+
+        replay = self
+
+        class GivenNoise(Mixing):
+            def __call__(self, latents, recalled, key):
+                return self.mix(latents, recalled, replay.inputs.rem_noise)
+
+        def given_mask(dreams, key):
+            return occlude(dreams, tf.constant(replay.inputs.mask[None, :, :, None]))
+
+        self.model = build_model(
+            config,
+            mixing=GivenNoise(config.mix_recent, config.mix_memories),
+            perturbation=given_mask,
+        )
+        deviation = config.wake_noise_variance**0.5
+        self.model.wake_noise = lambda *_: deviation * replay.inputs.wake_noise
+
+    def step(self, inputs: Inputs) -> dict[str, float]:
+        """Trains one step.
+
+        Args:
+            inputs: of the step.
+
+        Returns:
+            The losses that the condition has.
+        """
+        self.inputs = inputs
+        for metric in self.model.metrics:
+            metric.reset_state()
+        result = self.model.train_step(inputs.images)
+        return {name: float(result[name]) for name in LOSSES if name in result}
+
+    def variables(self) -> dict[str, tuple]:
+        """The weights by the names of the recordings: each with its axes in PyTorch's layout."""
+        encoder, generator = self.model.encoder, self.model.generator
+        blocks = sum(layer.name.startswith("trunk_") for layer in encoder.layers) // 2
+        layers = [
+            (f"encoder/conv{block + 1}.0", encoder.get_layer(f"trunk_{block}"), (3, 2, 0, 1))
+            for block in range(blocks)
+        ]
+        layers += [
+            (f"encoder/conv{blocks + 1}.0", encoder.get_layer("latent_head"), (3, 2, 0, 1)),
+            ("encoder/dis.0", encoder.get_layer("external_head"), (3, 2, 0, 1)),
+            ("generator/tconv1.0", generator.get_layer("project"), (0, 3, 1, 2)),
+        ]
+        layers += [
+            (f"generator/tconv{block + 2}.0", generator.get_layer(f"unfold_{block}"), (3, 2, 0, 1))
+            for block in range(blocks)
+        ]
+        found = {}
+        for name, layer, axes in layers:
+            found[f"{name}.weight"] = (layer.kernel, axes)
+            found[f"{name}.bias"] = (layer.bias, (0,))
+        return found
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The weights by the names of the recordings, in PyTorch's layouts."""
+        found = {}
+        for name, (variable, axes) in self.variables().items():
+            value = variable.numpy()
+            if len(axes) > value.ndim:  # a dense layer on flattened maps of 4x4
+                value = value.reshape(4, 4, -1, value.shape[-1])
+            found[name] = value.transpose(axes)
+        return found
+
+    def set_weights(self, weights: dict[str, np.ndarray]) -> None:
+        """Takes weights over.
+
+        Args:
+            weights: by the names of the recordings, in PyTorch's layouts.
+        """
+        for name, (variable, axes) in self.variables().items():
+            value = weights[name].transpose(np.argsort(axes))
+            variable.assign(value.reshape(variable.shape))
+
+
+def follow(file: str) -> dict[int, dict[str, tuple[float, str]]]:
+    """Trains as a recording and compares.
+
+    Args:
+        file: of the recording.
+
+    Returns:
+        By number of steps, for `losses` (of all steps so far) and `weights` (after the last of
+        them) the largest relative difference and what it is of. The difference of weights is the
+        norm of the difference by the norm of a variable's weights.
+
+    Raises:
+        UsageError: if the file is not a recording, or of a condition that is not known.
+    """
+    from ad_keras.runs.config import CONDITIONS, Config
+
+    try:
+        with np.load(file) as arrays:
+            recorded = dict(arrays)
+        settings = json.loads(str(recorded["settings"]))
+        condition = settings["condition"]
+        sizes = {name: settings[name] for name in ("base_filters", "latent_dim", "batch_size")}
+        streams = [recorded[field.name] for field in dataclasses.fields(Inputs)]
+        expected_losses = recorded["losses"]
+        first = _weights_after(recorded, 0)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"--reference={file} is not a recording ({error}).") from error
+    if condition not in CONDITIONS:
+        raise UsageError(
+            f"--reference={file} is of the condition '{condition}'; those known are "
+            f"{', '.join(CONDITIONS)}."
+        )
+    image_size = recorded["images"].shape[2]
+    replay = Replay(Config(image_size=image_size, **sizes, **CONDITIONS[condition]))
+    replay.set_weights(first)
+    worst_loss, found = (0.0, "none"), {}
+    for number, (inputs, expected) in enumerate(
+        zip(map(Inputs, *streams), expected_losses, strict=True), start=1
+    ):
+        losses = replay.step(inputs)
+        for name, value in zip(LOSSES, expected, strict=True):
+            if np.isnan(value) == (name in losses):
+                raise RunError(f"{name} is in one of the recording and this package only.")
+            if name in losses:
+                worst_loss = max(worst_loss, (_finite(abs(losses[name] / value - 1.0)), name))
+        weights = _weights_after(recorded, number)
+        if weights:
+            ours = replay.weights()
+            worst = max(
+                (_finite(np.linalg.norm(ours[name] - value) / np.linalg.norm(value)), name)
+                for name, value in weights.items()
+            )
+            found[number] = {"losses": worst_loss, "weights": worst}
+    return found
 
 
 def compare(config: AgreementConfig) -> dict[str, dict[str, np.ndarray]]:
-    """Trains all of them.
+    """Trains PAD, its plain form in PyTorch, and the nudged one.
 
     Args:
         config: sizes and length of the training.
 
     Returns:
-        By column of `COLUMNS` and loss: the difference of every step, relative to PyTorch in
-        float32 with Keras's Adam; for "own Adam", its difference from the same.
+        For `ad_keras` and `nudged`, by loss: the difference of every step, relative to PyTorch.
     """
-    import tensorflow as tf
     import torch
     from peer import Peer
 
-    from ad_keras import data
-    from ad_keras.data.pixels import as_signed
     from ad_keras.runs.config import Config
-    from ad_keras.runs.training import build_model
 
-    tf.config.optimizer.set_experimental_options({"remapping": False})  # as `training.train` does
     settings = {"latent_dim": config.latent_dim, "base_filters": config.base_filters}
-    model = build_model(Config(batch_size=config.batch_size, seed=config.seed, **settings))
-    plain = Peer(**settings)
-    _copy_weights(model, plain)
-    own, nudged = copy.deepcopy(plain), copy.deepcopy(plain)
-    _nudge(nudged)
+    replay = Replay(Config(batch_size=config.batch_size, seed=config.seed, **settings))
+    plain, nudged = Peer(**settings), Peer(**settings)
     for peer in (plain, nudged):
-        for optimizer in (peer.encoder_optimizer, peer.generator_optimizer):
-            _use_keras_adam(optimizer)
-    images = data.load(config.dataset, "train", data_dir=config.data_dir).images
-    batches = data.batches(images, config.batch_size, config.seed, 0, config.steps)
-    step = tf.function(model.train_step)
-    losses = {name: [] for name in ("plain", *COLUMNS)}
-    for batch, (mask, noise) in zip(batches, _draws(config), strict=True):
-        for metric in model.metrics:
-            metric.reset_state()
-        losses["ad_keras"].append({name: float(value) for name, value in step(batch).items()})
-        signed = torch.from_numpy(as_signed(batch).numpy().transpose(0, 3, 1, 2).copy())
-        inputs = (signed, torch.tensor(mask), torch.tensor(noise))
-        losses["plain"].append(plain.step(*inputs))
-        losses["own Adam"].append(own.step(*inputs))
-        losses["nudged"].append(nudged.step(*inputs))
+        _set_peer_weights(peer, replay.weights())
+    _nudge(nudged)
+    losses = {"plain": [], "ad_keras": [], "nudged": []}
+    for inputs in _draws(config):
+        losses["ad_keras"].append(replay.step(inputs))
+        images = torch.tensor(inputs.images.transpose(0, 3, 1, 2) / 127.5 - 1.0).float()
+        noise = torch.tensor(inputs.rem_noise)[:, :, None, None]
+        for name, peer in (("plain", plain), ("nudged", nudged)):
+            losses[name].append(peer.step(images, torch.tensor(inputs.mask), noise))
 
     def values(column: str, name: str) -> np.ndarray:
         return np.array([entry[name] for entry in losses[column]])
 
     return {
         column: {
-            name: np.abs(values(column, name) / values("plain", name) - 1.0)
-            for name in losses["plain"][0]
+            name: np.abs(values(column, name) / values("plain", name) - 1.0) for name in LOSSES
         }
-        for column in COLUMNS
+        for column in ("ad_keras", "nudged")
     }
 
 
@@ -119,8 +288,26 @@ def main(argv: Sequence[str]) -> None:
         with contextlib.suppress(ImportError):
             import triton  # noqa: F401
         import tensorflow  # noqa: F401
-    differences = compare(config)
-    spans = sorted({min(span, config.steps) for span in (1, 20, 200, config.steps)})
+    if config.reference is None:
+        _print_comparison(compare(config), config.steps)
+        return
+    found = follow(config.reference)
+    print(f"Largest relative difference from {Path(config.reference).name}")
+    print(f"{'steps':<8}{'losses':<38}weights")
+    for steps in [steps for steps in SPANS if steps in found]:
+        losses, weights = (f"{value:.1e}  {name}" for value, name in found[steps].values())
+        print(f"{steps:<8}{losses:<38}{weights}")
+    for steps, bound in BOUNDS.items():
+        for what, (value, name) in found.get(steps, {}).items():
+            if value > bound:
+                raise RunError(
+                    f"the {what} ({name}) are {value:.1e} from the recording after {steps} steps, "
+                    f"more than the {bound} that rounding explains."
+                )
+
+
+def _print_comparison(differences: dict[str, dict[str, np.ndarray]], steps: int) -> None:
+    spans = sorted({min(span, steps) for span in (1, 20, 200, steps)})
     print("Largest relative difference of the losses from PyTorch in float32")
     print(f"{'over the first steps':<26}" + "".join(f"{span:>10}" for span in spans))
     for column, by_loss in differences.items():
@@ -130,52 +317,49 @@ def main(argv: Sequence[str]) -> None:
             print(f"  {name:<24}{cells}")
 
 
-def _draws(config: AgreementConfig) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The mask [32, 32] and noise [B, latent_dim, 1, 1] that PAD draws at each step."""
-    import tensorflow as tf
-
-    from ad_keras.pad.model import PHASES
-    from ad_keras.pad.perturbations import occlusion_mask, sample_occlusion
-
-    for step in range(config.steps):
-        nrem, rem = (
-            tf.random.fold_in(
-                tf.constant([config.seed, PHASES.index(phase)], tf.int64),
-                tf.constant(step, tf.int64),
-            )
-            for phase in ("nrem", "rem")
-        )
-        keys = tf.random.split(nrem, 3)
-        mask = occlusion_mask(keys[1], *sample_occlusion(keys[0], 1), 32, 32)
-        noise = tf.random.stateless_normal((config.batch_size, config.latent_dim), rem)
-        yield mask.numpy()[0, :, :, 0], noise.numpy()[:, :, None, None]
+def _finite(difference: float) -> float:
+    """NaN compares with nothing, but is as far away as can be."""
+    return float(np.nan_to_num(difference, nan=np.inf))
 
 
-def _copy_weights(model, peer) -> None:
-    """Gives the networks of a `Peer` the weights of a `PAD`, whose kernels have channels last."""
+def _weights_after(recorded: dict[str, np.ndarray], steps: int) -> dict[str, np.ndarray]:
+    start = f"weights_{steps}/"
+    return {
+        name.removeprefix(start): value
+        for name, value in recorded.items()
+        if name.startswith(start)
+    }
+
+
+def _draws(config: AgreementConfig) -> Iterator[Inputs]:
+    """Images of a data set, with noise and masks as the paper draws them."""
+    from ad_keras import Occlusion, data
+    from ad_keras.compute import draws
+
+    images = data.load(config.dataset, "train", data_dir=config.data_dir).images
+    batches = data.batches(images, config.batch_size, config.seed, 0, config.steps)
+    for step, batch in enumerate(batches.as_numpy_iterator()):
+        keys = draws.split(draws.fold_in([config.seed, 0], step), 2)
+        noise = draws.normal([config.batch_size, config.latent_dim], keys[0]).numpy()
+        mask = Occlusion().sample(keys[1], 1, *batch.shape[1:3]).numpy()[0, :, :, 0]
+        yield Inputs(batch, noise, noise, mask)
+
+
+def _set_peer_weights(peer, weights: dict[str, np.ndarray]) -> None:
     import torch
 
-    encoder, generator = model.encoder, model.generator
-    pairs = [
-        (encoder.get_layer(f"trunk_{block}"), peer.encoder.trunk[2 * block], (3, 2, 0, 1))
-        for block in range(3)
-    ]
-    pairs += [
-        (encoder.get_layer("latent_head"), peer.encoder.latent, (3, 2, 0, 1)),
-        (encoder.get_layer("external_head"), peer.encoder.external, (3, 2, 0, 1)),
-        (generator.get_layer("project"), peer.generator[0], (0, 3, 1, 2)),
-    ]
-    pairs += [
-        (generator.get_layer(f"unfold_{block}"), peer.generator[2 * block + 2], (3, 2, 0, 1))
-        for block in range(3)
-    ]
-    with torch.no_grad():
-        for ours, theirs, axes in pairs:
-            kernel = ours.kernel.numpy()
-            if kernel.ndim == 2:  # a dense layer on flattened maps of 4x4
-                kernel = kernel.reshape(4, 4, -1, kernel.shape[1])
-            theirs.weight.copy_(torch.tensor(kernel.transpose(axes)))
-            theirs.bias.copy_(torch.tensor(ours.bias.numpy()))
+    convolutions = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+    for network in ("encoder", "generator"):
+        modules = [
+            module
+            for module in getattr(peer, network).modules()
+            if isinstance(module, convolutions)
+        ]
+        names = [name for name in weights if name.startswith(f"{network}/")]
+        with torch.no_grad():
+            for module, kernel, bias in zip(modules, names[::2], names[1::2], strict=True):
+                module.weight.copy_(torch.tensor(weights[kernel]))
+                module.bias.copy_(torch.tensor(weights[bias]))
 
 
 def _nudge(peer) -> None:
@@ -189,21 +373,6 @@ def _nudge(peer) -> None:
                 direction = torch.randint(-1, 2, weights.shape, generator=random)
                 moved = torch.nextafter(weights, direction * torch.inf)
                 weights.copy_(torch.where(direction == 0, weights, moved))
-
-
-def _use_keras_adam(optimizer) -> None:
-    """Makes PyTorch's Adam count its steps, and scale its epsilon, as Keras does."""
-    steps = 0
-
-    def before(optimizer, _args, _kwargs) -> None:
-        nonlocal steps
-        for state in optimizer.state.values():
-            state["step"].fill_(steps)
-        steps += 1
-        for group in optimizer.param_groups:
-            group["eps"] = 1e-8 / (1.0 - group["betas"][1] ** steps) ** 0.5
-
-    optimizer.register_step_pre_hook(before)
 
 
 if __name__ == "__main__":

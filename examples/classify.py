@@ -34,8 +34,6 @@ def main(argv: Sequence[str]) -> None:
         from ad_keras import load_encoder
         from ad_keras.data import load
 
-    # A rewriting of graphs that gives up at the gradient of a leaky rectifier, with a message.
-    tf.config.optimizer.set_experimental_options({"remapping": False})
     keras.utils.set_random_seed(0)
     encoder = load_encoder(config.encoder)
     image_size = encoder.inputs[0].shape[1]

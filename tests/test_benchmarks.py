@@ -203,9 +203,6 @@ def test_agrees_with_the_plain_form(benchmarks, image_folder):
         assert difference.max() < 1e-5 + 10 * rounding.max(), name
         if name != "nrem/recovery_loss":
             assert difference.max() < 1e-3, name
-    # What this is sensitive to: PyTorch's own Adam takes other steps.
-    other = differences["own Adam"]["wake/kl_loss"].max()
-    assert other > 10 * differences["ad_keras"]["wake/kl_loss"].max()
 
 
 @pytest.mark.parametrize("form", ["tuned", "rewritten"])

@@ -1,0 +1,265 @@
+"""`benchmarks/agreement.py`, and with it the whole core, against PAD written plainly in float64."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+FILTERS, LATENT, BATCH, STEPS = 3, 5, 6, 30
+ADAM = {"rate": 2e-4, "beta_1": 0.5, "beta_2": 0.999, "epsilon": 1e-8}
+
+
+@pytest.fixture
+def agreement(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import agreement
+
+    yield agreement
+    del sys.modules["agreement"]
+
+
+class Network:
+    """Weights in PyTorch's layouts, each with an Adam of its own."""
+
+    def __init__(self, shapes, rng):
+        self.weights, self.state = {}, {}
+        for name, shape in shapes.items():
+            bias = shape[1] if name[0] == "t" else shape[0]
+            for kind, value in (
+                ("weight", rng.normal(0, 0.1, shape)),
+                ("bias", rng.uniform(-0.1, 0.1, bias)),
+            ):
+                rounded = value.astype(np.float32).astype(np.float64)
+                self.weights[f"{name}.{kind}"] = tf.Variable(rounded)
+                self.state[f"{name}.{kind}"] = [0.0, 0.0, 0]
+
+    def step(self, gradients, sign=1.0):
+        for (name, weight), gradient in zip(self.weights.items(), gradients, strict=True):
+            if gradient is None:
+                continue
+            gradient = sign * gradient.numpy()
+            first, second, steps = self.state[name]
+            first = ADAM["beta_1"] * first + (1 - ADAM["beta_1"]) * gradient
+            second = ADAM["beta_2"] * second + (1 - ADAM["beta_2"]) * gradient**2
+            steps += 1
+            self.state[name] = [first, second, steps]
+            deviation = np.sqrt(second / (1 - ADAM["beta_2"] ** steps)) + ADAM["epsilon"]
+            weight.assign_sub(ADAM["rate"] * first / (1 - ADAM["beta_1"] ** steps) / deviation)
+
+    def variables(self):
+        return list(self.weights.values())
+
+
+def convolve(maps, weight, bias, stride, pad):
+    padded = tf.pad(maps, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
+    return tf.nn.conv2d(padded, tf.transpose(weight, [2, 3, 1, 0]), stride, "VALID") + bias
+
+
+def spread(maps, weight, bias, stride, pad):
+    """PyTorch's transposed convolution: the gradient of a convolution."""
+    size = (maps.shape[1] - 1) * stride + 4
+    shape = [maps.shape[0], size, size, weight.shape[1]]
+    kernel = tf.transpose(weight, [2, 3, 1, 0])
+    wide = tf.nn.conv2d_transpose(maps, kernel, shape, stride, "VALID")
+    return wide[:, pad : size - pad, pad : size - pad] + bias
+
+
+def leaky(maps):
+    return tf.where(maps > 0, maps, 0.2 * maps)
+
+
+class Plain:
+    """The published algorithm, line by line."""
+
+    def __init__(self, condition, rng):
+        f, z = FILTERS, LATENT
+        trunk = [(f, 3, 4, 4), (2 * f, f, 4, 4), (4 * f, 2 * f, 4, 4), (z, 4 * f, 4, 4)]
+        shapes = {f"conv{number}.0": shape for number, shape in enumerate(trunk, start=1)}
+        self.e = Network({**shapes, "dis.0": (1, 4 * f, 4, 4)}, rng)
+        back = [(z, 4 * f, 4, 4), (4 * f, 2 * f, 4, 4), (2 * f, f, 4, 4), (f, 3, 4, 4)]
+        self.g = Network({f"tconv{n}.0": shape for n, shape in enumerate(back, start=1)}, rng)
+        self.nrem = condition not in ("no_nrem", "wake_only")
+        self.rem = condition not in ("no_rem", "wake_only")
+        self.mixes = condition != "no_memory_mix"
+        self.old = None
+
+    def encode(self, images):
+        w = self.e.weights
+        for name in ("conv1.0", "conv2.0", "conv3.0"):
+            images = leaky(convolve(images, w[f"{name}.weight"], w[f"{name}.bias"], 2, 1))
+        heads = [
+            convolve(images, w[f"{name}.weight"], w[f"{name}.bias"], 1, 0)[:, 0, 0]
+            for name in ("conv4.0", "dis.0")
+        ]
+        return heads[0], heads[1][:, 0]
+
+    def generate(self, latents):
+        w = self.g.weights
+        maps = spread(latents[:, None, None], w["tconv1.0.weight"], w["tconv1.0.bias"], 1, 0)
+        for name in ("tconv2.0", "tconv3.0", "tconv4.0"):
+            maps = spread(leaky(maps), w[f"{name}.weight"], w[f"{name}.bias"], 2, 1)
+        return tf.tanh(maps)
+
+    def step(self, images, wake_noise, rem_noise, mask):
+        images = tf.constant(images / 127.5 - 1.0)
+        losses = [np.nan] * 5
+        e, g = self.e.variables(), self.g.variables()
+        with tf.GradientTape() as tape:
+            latents, logits = self.encode(images)
+            noise = 0.0 if self.rem else np.sqrt(0.5) * wake_noise
+            reconstruction = tf.reduce_mean((images - self.generate(latents + noise)) ** 2)
+            mean = tf.reduce_mean(latents, 0)
+            variance = tf.reduce_sum((latents - mean) ** 2, 0) / (BATCH - 1)
+            kl = tf.reduce_mean(mean**2 + variance - tf.math.log(variance) - 1) / 2
+            total = reconstruction + kl
+            if self.rem:
+                external = -tf.reduce_mean(tf.math.log(tf.sigmoid(logits)))
+                total += external
+                losses[2] = external.numpy()
+        losses[:2] = reconstruction.numpy(), kl.numpy()
+        for_e, for_g = tape.gradient(total, [e, g])
+        self.e.step(for_e)
+        self.g.step(for_g)
+        latents = tf.stop_gradient(latents)
+        if self.nrem:
+            dreams = self.generate(latents) * mask[:, :, None]
+            with tf.GradientTape() as tape:
+                recovery = tf.reduce_mean((latents - self.encode(dreams)[0]) ** 2)
+                weighted = recovery if self.rem else 0.5 * recovery
+            self.e.step(tape.gradient(weighted, e))
+            losses[3] = recovery.numpy()
+        if self.rem:
+            old = latents if self.old is None else self.old
+            mixed = 0.25 * latents + 0.25 * old + 0.5 * rem_noise if self.mixes else latents
+            with tf.GradientTape() as tape:
+                logits = self.encode(self.generate(mixed))[1]
+                internal = -tf.reduce_mean(tf.math.log(1 - tf.sigmoid(logits)))
+            for_e, for_g = tape.gradient(internal, [e, g])
+            self.e.step(for_e)
+            self.g.step(for_g, sign=-1.0)
+            losses[4] = internal.numpy()
+        self.old = latents
+        return losses
+
+    def weights(self):
+        both = (("encoder", self.e), ("generator", self.g))
+        return {f"{n}/{k}": v.numpy() for n, net in both for k, v in net.weights.items()}
+
+
+def recording(condition, steps=STEPS):
+    rng = np.random.default_rng(7)
+    plain = Plain(condition, rng)
+    streams = {
+        "images": rng.integers(0, 256, (steps, BATCH, 32, 32, 3), np.uint8),
+        "wake_noise": rng.normal(size=(steps, BATCH, LATENT)).astype(np.float32),
+        "rem_noise": rng.normal(size=(steps, BATCH, LATENT)).astype(np.float32),
+        "mask": (rng.random((steps, 32, 32)) > 0.4).astype(np.float32),
+    }
+    arrays = {f"weights_0/{name}": value for name, value in plain.weights().items()}
+    losses = []
+    for number, inputs in enumerate(zip(*streams.values(), strict=True), start=1):
+        losses.append(plain.step(*inputs))
+        if number in (1, 3, 10, 30):
+            arrays |= {f"weights_{number}/{k}": v for k, v in plain.weights().items()}
+    settings = {
+        "condition": condition,
+        "base_filters": FILTERS,
+        "latent_dim": LATENT,
+        "batch_size": BATCH,
+        "seed": 7,
+    }
+    floats = {k: v.astype(np.float32) if k[0] == "w" else v for k, v in arrays.items()}
+    return {**streams, **floats, "losses": np.array(losses), "settings": json.dumps(settings)}
+
+
+@pytest.fixture(scope="module")
+def full():
+    return recording("full")
+
+
+@pytest.mark.parametrize("condition", ["full", "no_memory_mix", "no_rem", "no_nrem", "wake_only"])
+def test_thirty_steps_are_those_of_the_plain_algorithm(agreement, tmp_path, condition, full):
+    np.savez(tmp_path / "steps.npz", **(full if condition == "full" else recording(condition)))
+
+    found = agreement.follow(str(tmp_path / "steps.npz"))
+
+    assert list(found) == [1, 3, 10, 30]
+    assert found[3]["losses"][0] < 1e-4
+    assert found[3]["weights"][0] < 1e-4
+    assert found[30]["losses"][0] < 1e-3
+    assert found[30]["weights"][0] < 1e-3
+
+
+def test_it_prints_the_differences_and_names_the_variable(agreement, tmp_path, outcome, full):
+    np.savez(tmp_path / "steps.npz", **full)
+
+    status, stdout, stderr = outcome(agreement.main, f"--reference={tmp_path / 'steps.npz'}")
+
+    assert (status, stderr) == (0, "")
+    lines = [line.split() for line in stdout.splitlines()[2:]]
+    assert [line[0] for line in lines] == ["1", "3", "10", "30"]
+    for _, loss, loss_name, weight, weight_name in lines:
+        assert 0 <= float(loss) < 1e-3
+        assert 0 < float(weight) < 1e-3
+        assert loss_name in agreement.LOSSES
+        assert f"weights_0/{weight_name}" in full
+
+
+@pytest.mark.parametrize(
+    ("key", "factor", "words"),
+    [
+        ("weights_3/generator/tconv2.0.weight", 1.001, "weights (generator/tconv2.0.weight)"),
+        ("weights_30/encoder/dis.0.bias", 1.01, "after 30 steps"),
+        ("losses", 1.001, "losses ("),
+        ("losses", np.inf, "losses ("),
+    ],
+)
+def test_more_than_rounding_ends_with_status_1(
+    agreement, tmp_path, outcome, full, key, factor, words
+):
+    steps = 3 if key == "losses" else 30
+    changed = {**full, key: full[key] * factor}
+    changed = {
+        k: v[:steps] if k in ("losses", "mask") or "noise" in k or k == "images" else v
+        for k, v in changed.items()
+    }
+    np.savez(tmp_path / "steps.npz", **changed)
+
+    status, _, stderr = outcome(agreement.main, f"--reference={tmp_path / 'steps.npz'}")
+
+    assert status == 1
+    assert words in stderr
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"settings": '{"condition": "no_dreams"}'}, "is not a recording"),
+        (
+            {
+                "settings": json.dumps(
+                    {"condition": "no_dreams", "base_filters": 3, "latent_dim": 5, "batch_size": 6}
+                )
+            },
+            "of the condition 'no_dreams'",
+        ),
+        ({"losses": None}, "is not a recording"),
+    ],
+)
+def test_what_is_no_recording_is_refused(agreement, tmp_path, outcome, full, change, words):
+    arrays = {key: value for key, value in {**full, **change}.items() if value is not None}
+    np.savez(tmp_path / "steps.npz", **arrays)
+    status, _, stderr = outcome(agreement.main, f"--reference={tmp_path / 'steps.npz'}")
+    assert status == 2
+    assert words in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_a_missing_file_is_refused(agreement, outcome):
+    status, _, stderr = outcome(agreement.main, "--reference=nowhere.npz")
+    assert status == 2
+    assert stderr.startswith("error: --reference=nowhere.npz is not a recording")
