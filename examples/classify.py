@@ -29,7 +29,6 @@ def main(argv: Sequence[str]) -> None:
     config = parse(ClassifyConfig, argv, "python examples/classify.py")
     with quiet_start():
         import keras
-        import tensorflow as tf
 
         from ad_keras import load_encoder
         from ad_keras.data import load

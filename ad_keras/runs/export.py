@@ -162,7 +162,7 @@ def _rebuilt(
 
 def _with_weights(copy: keras.Model, network: keras.Model) -> keras.Model:
     """Gives a copy the network's weights, layer by layer, since their order may differ."""
-    for layer in network.layers:
+    for layer in (layer for layer in network.layers if layer.weights):
         copy.get_layer(layer.name).set_weights(layer.get_weights())
     return copy
 

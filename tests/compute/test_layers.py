@@ -107,3 +107,36 @@ def test_the_builtin_layer_takes_configuration_and_weights(pair):
 
 def test_other_layers_are_their_own_builtin():
     assert builtin(keras.layers.Dense(3)) is keras.layers.Dense
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strides": 1},
+        {"activation": "relu"},
+        {"padding": "valid"},
+        {"use_bias": False},
+        {"kernel_size": 3},
+    ],
+)
+@pytest.mark.parametrize("ours", [Convolution, TransposedConvolution])
+def test_other_settings_compute_what_keras_does(ours, settings):
+    settings = {"filters": 5, "kernel_size": 4, "strides": 2, "padding": "same", **settings}
+    images = tf.constant(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), tf.float32)
+    layer = ours(**settings)
+    layer(images)
+    plain = builtin(layer)(**settings)
+    plain(images)
+    plain.set_weights(layer.get_weights())
+    np.testing.assert_allclose(layer(images), plain(images), rtol=1e-5, atol=1e-6)
+
+
+def test_odd_sizes_compute_what_keras_does():
+    images = tf.constant(np.random.default_rng(0).normal(size=(2, 7, 9, 3)), tf.float32)
+    layer = Convolution(5, 4, strides=2, padding="same")
+    shape = layer(images).shape
+    plain = keras.layers.Conv2D(5, 4, strides=2, padding="same")
+    plain(images)
+    plain.set_weights(layer.get_weights())
+    assert shape == (2, 4, 5, 5)
+    np.testing.assert_allclose(layer(images), plain(images), rtol=1e-5, atol=1e-6)

@@ -102,3 +102,43 @@ def test_the_validation_split_is_random_and_a_function_of_the_seed():
     np.testing.assert_array_equal(first, again)
     assert len(np.intersect1d(first, other)) < 40
     assert abs(first.mean() - 499.5) < 5 * 289 / np.sqrt(100)  # spread over the whole set
+
+
+def orders(count, batch, seed, epochs):
+    """[epochs, count // batch, batch]: the positions that an order of images visits."""
+    positions = np.arange(count)
+    steps = batches(positions, batch, seed, 0, epochs * (count // batch))
+    return np.array(list(steps.as_numpy_iterator())).reshape(epochs, -1, batch)
+
+
+def test_orders_of_epochs_and_of_seeds_are_permutations_that_do_not_correlate():
+    count = 50_000
+    found = [orders(count, 500, seed, 3).reshape(3, -1) for seed in range(3)]
+    visits = [*np.concatenate(found), np.arange(count)]
+    for order in visits:
+        np.testing.assert_array_equal(np.sort(order), np.arange(count))
+    places = [np.argsort(order) for order in visits]  # when each image comes
+    for series in (visits, places):
+        correlations = np.corrcoef(series)[np.triu_indices(len(series), 1)]
+        assert np.abs(correlations).max() < 0.03
+
+
+def test_images_of_one_mini_batch_meet_again_no_more_often_than_by_chance():
+    count, batch = 4096, 64
+    first, second = orders(count, batch, 0, 2)
+    mini_batch = np.empty(count, int)
+    mini_batch[second] = np.arange(count // batch)[:, None]
+    again = sum(
+        (np.bincount(mini_batch[row]) * (np.bincount(mini_batch[row]) - 1)).sum() / 2
+        for row in first
+    )
+    pairs = (count // batch) * batch * (batch - 1) / 2
+    expected = pairs * (batch - 1) / (count - 1)
+    assert abs(again - expected) < 5 * np.sqrt(expected)
+
+
+def test_parts_of_a_mini_batch_are_those_that_replicas_share():
+    whole = drawn(2, 9, batch=6)
+    parts = batches(numbered(), 6, 0, 2, 9, parts=range(1, 3), of=3).as_numpy_iterator()
+    shown = np.array([images[:, 0, 0, 0] for images in parts]).reshape(7, 2, 2)
+    np.testing.assert_array_equal(shown.reshape(7, 4), whole[:, 2:])

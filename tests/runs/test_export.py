@@ -356,3 +356,46 @@ def test_a_damaged_encoder_is_refused_by_name(exported, tmp_path, content):
     )
     with pytest.raises(UsageError, match=r"encoder\.keras cannot be read .*export it again"):
         load_encoder(tmp_path)
+
+
+def residual_networks():
+    """An encoder and a generator of other layers: branches, additions, normalisation."""
+    layers = keras.layers
+    images = keras.Input((SIZE, SIZE, 3), name="pictures")
+    x = layers.Conv2D(6, 3, strides=2, padding="same", dtype="mixed_bfloat16")(images)
+    branch = layers.Conv2D(6, 3, padding="same", activation="relu")(x)
+    x = layers.BatchNormalization()(layers.Add()([x, branch]))
+    side = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 1)(images))
+    x = layers.Concatenate()([layers.Flatten()(x), side])
+    latent = layers.Dense(LATENT, dtype="float32")(x)
+    logit = layers.Reshape((), dtype="float32")(layers.Dense(1)(x))
+    encoder = keras.Model(images, {"latent": latent, "external_logit": logit})
+
+    latent = keras.Input((LATENT,), name="code")
+    x = layers.Reshape((4, 4, 6))(layers.Dense(96)(latent))
+    x = layers.Add()([x, layers.Conv2D(6, 3, padding="same")(x)])
+    x = layers.UpSampling2D(4)(x)
+    dreams = layers.Conv2D(3, 3, padding="same", activation="tanh")(x)
+    return encoder, keras.Model(latent, dreams)
+
+
+def test_any_functional_networks_train_and_are_exported(tmp_path):
+    encoder, generator = residual_networks()
+    model = PAD(encoder, generator, hippocampus=Hippocampus(BATCH))
+    model.compile()
+    for step in range(2):
+        model.train_step(pixels(step))
+    export_networks(model, tmp_path / "export")
+    images, latents = pixels(5), random_latents()
+    expected = expected_outputs(model, images, latents)
+    loaded = load_encoder(tmp_path / "export")(images)
+    served = tf.saved_model.load(str(tmp_path / "export" / "encoder")).signatures
+    outputs = served["serving_default"](images=tf.constant(images))
+    for name in ("latent", "external_probability"):
+        # The first layer computes in bfloat16 in training.
+        np.testing.assert_allclose(loaded[name], expected[name], atol=0.05)
+        np.testing.assert_allclose(outputs[name], loaded[name], atol=1e-5)
+        assert np.ptp(loaded[name]) > 1e-3
+    dream = tf.saved_model.load(str(tmp_path / "export" / "generator")).signatures
+    pictures = dream["serving_default"](latent=tf.constant(latents))["images"]
+    np.testing.assert_allclose(pictures, expected["images"], atol=1.0)
