@@ -14,7 +14,9 @@ class ExportConfig:
 
     run_dir: str | None = flag(None, "Flags", "folder of the run")
     saved_model_dir: str | None = flag(
-        None, "Flags", "where to (default: what the run was told, or saved_models/<run>)"
+        None,
+        "Flags",
+        "where to (default: what the run was told, or saved_models/<run>; the latter for a copy)",
     )
 
     def __post_init__(self):
@@ -30,11 +32,12 @@ def main(argv: Sequence[str]) -> None:
     """
     flags = parse(ExportConfig, argv, "python -m ad_keras.export")
     with quiet_start():
-        from ad_keras.runs.export import export_networks
-        from ad_keras.runs.training import export_metadata, restore_run
+        from ad_keras.runs.export import check_export_folder, export_networks
+        from ad_keras.runs.restore import export_metadata, restore_run
     config, model = restore_run(Path(flags.run_dir))
     folder = Path(flags.saved_model_dir) if flags.saved_model_dir else config.export_path
-    export_networks(model, folder, export_metadata(config))
+    check_export_folder(folder, config.run_path)
+    export_networks(model, folder, export_metadata(config, model))
     print(f"Encoder and generator after {int(model.step.numpy())} steps: {folder}")
 
 

@@ -68,8 +68,8 @@ def compare(config: AgreementConfig) -> dict[str, dict[str, np.ndarray]]:
 
     from ad_keras import data
     from ad_keras.data.pixels import as_signed
+    from ad_keras.runs.build import build_model
     from ad_keras.runs.config import Config
-    from ad_keras.runs.training import build_model
 
     tf.config.optimizer.set_experimental_options({"remapping": False})  # as `training.train` does
     settings = {"latent_dim": config.latent_dim, "base_filters": config.base_filters}

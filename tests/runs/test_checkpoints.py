@@ -14,28 +14,18 @@ import pytest
 import tensorflow as tf
 
 from ad_keras import train as program
-from ad_keras.runs.callbacks import Reports
-from ad_keras.runs.checkpoints import (
-    Checkpoints,
-    completed_epochs,
-    load_config,
-    open_run,
-    write_atomically,
-)
 from ad_keras.errors import RunError, UsageError
-from ad_keras.runs.training import restore_run, train
+from ad_keras.runs.checkpoints import Checkpoints, newest_step
+from ad_keras.runs.folder import completed_epochs, load_config, open_run, write_atomically
+from ad_keras.runs.reports import Reports
+from ad_keras.runs.restore import restore_run
+from ad_keras.runs.training import train
 
 MINUTES = 60.0
 
 
 class Killed(BaseException):
     """Ends a run in this process without giving it a chance to tidy up."""
-
-
-def newest_step(run_folder: Path) -> int:
-    """Number of the newest checkpoint, 0 if there is none."""
-    saved = (run_folder / "checkpoints" / "recent").glob("step-*.index")
-    return max((int(path.stem.removeprefix("step-")) for path in saved), default=0)
 
 
 def file_of(config, step: int, suffix: str) -> Path:
@@ -189,7 +179,9 @@ class TestOtherFlags:
     @pytest.mark.parametrize("overwrite", [False, True])
     def test_folder_of_runs_is_no_runs_folder(self, copied, flags_of, outcome, overwrite):
         folder = Path(copied.run_dir)
-        above = dataclasses.replace(copied, run_dir=str(folder.parent), overwrite=overwrite)
+        above = dataclasses.replace(
+            copied, run_dir=str(folder.parent), saved_model_dir="elsewhere", overwrite=overwrite
+        )
         before = sorted(folder.parent.iterdir())
         status, _, error = outcome(program.main, *flags_of(above))
         assert status == 2
@@ -353,10 +345,10 @@ class TestCrash:
     ):
         report = Reports.report
 
-        def die_instead(reports, number, *arguments):
-            if number == epoch:
+        def die_instead(reports, *arguments):
+            if reports.model.step.numpy() == 6 * epoch:
                 raise Killed
-            report(reports, number, *arguments)
+            report(reports, *arguments)
 
         with monkeypatch.context() as patch:
             patch.setattr(Reports, "report", die_instead)

@@ -12,7 +12,8 @@ import ad_keras
 from ad_keras import export
 from ad_keras.data import load
 from ad_keras.errors import UsageError
-from ad_keras.runs.training import restore_run, train
+from ad_keras.runs.restore import restore_run
+from ad_keras.runs.training import train
 
 
 def read(folder: Path) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ad_keras.runs import pictures
 from ad_keras.dream import main
-from ad_keras.runs.training import restore_export, restore_run
+from ad_keras.runs.restore import restore_export, restore_run
 
 ROWS = (2, 8, 3, 4)  # of the sheet's sections: wake, NREM, REM, walks
 PIXELS, GAP, MARGIN, HEADING = 64, 4, 118, 40

@@ -22,12 +22,13 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 import ad_keras
 from ad_keras import data
-from ad_keras.runs import callbacks
+from ad_keras.runs import callbacks, reports
 from ad_keras import train as program
 from ad_keras.runs.config import RUN_ONLY
 from ad_keras.data import load, validation_split
 from ad_keras.errors import Interrupted, RunError, UsageError
-from ad_keras.runs.training import restore_run, train
+from ad_keras.runs.restore import restore_run
+from ad_keras.runs.training import train
 
 SHEETS = ("wake", "nrem", "rem", "traversal")
 LOSSES = {
@@ -86,6 +87,27 @@ def largest_file(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+class StopAt(keras.callbacks.Callback):
+    """Asks training to stop after a step, and notes what it is told."""
+
+    def __init__(self, step: int | None = None):
+        super().__init__()
+        self.step, self.told = step, []
+
+    def on_train_begin(self, logs=None):
+        self.told.append("begin")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.told.append(epoch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.step.numpy()) == self.step:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        self.told.append("end")
+
+
 class TestRecords:
     def test_flags_are_saved(self, finished):
         config, result = finished
@@ -106,7 +128,7 @@ class TestRecords:
     def test_first_probe_is_of_the_untrained_encoder(self, finished, tiny, tmp_path):
         from ad_keras.measures.latents import encode
         from ad_keras.measures.probe import linear_probe
-        from ad_keras.runs.training import build_model
+        from ad_keras.runs.build import build_model
 
         config, result = finished
         images = load(config.dataset, "train")
@@ -135,18 +157,30 @@ class TestRecords:
                 assert logged[6 * epoch] == pytest.approx(expected, rel=1e-6)
         assert min(scalars(result.run_folder, "images_per_second").values()) > 0
 
-    def test_probe_is_logged_by_epoch(self, finished):
+    def test_probe_is_logged_at_its_step(self, finished):
         _, result = finished
         logged = scalars(result.run_folder, PROBE)
-        assert sorted(logged) == [0, 1, 2, 3, 4]
-        for epoch, accuracy in logged.items():
-            assert accuracy == pytest.approx(result.history[str(epoch)][PROBE])
+        assert sorted(logged) == [0, 6, 12, 18, 24]
+        for step, accuracy in logged.items():
+            assert accuracy == pytest.approx(result.history[str(step // 6)][PROBE])
 
-    def test_dreams_and_latents_are_logged_by_epoch(self, finished):
+    def test_epoch_is_logged_beside_the_step(self, finished):
+        logged = scalars(finished[1].run_folder, "epoch")
+        assert logged == {step: pytest.approx(step / 6) for step in range(2, 25, 2)}
+
+    def test_short_run_has_its_losses_at_every_epochs_end(self, tiny, tmp_path):
+        result = train(tiny(tmp_path, log_every=50))
+        for tag in LOSSES:
+            logged = scalars(result.run_folder, tag)
+            assert logged == {
+                6 * epoch: pytest.approx(result.history[str(epoch)][tag]) for epoch in (1, 2)
+            }
+
+    def test_dreams_and_latents_are_logged_at_their_steps(self, finished):
         _, result = finished
         found = events(result.run_folder)
         for tag in (*(f"dreams/{name}" for name in SHEETS), "latents"):
-            assert [step for step, _ in found[tag]] == [0, 1, 2, 3, 4], tag
+            assert [step for step, _ in found[tag]] == [0, 6, 12, 18, 24], tag
         for name in SHEETS:
             _, _, *pictures = tf.make_ndarray(found[f"dreams/{name}"][-1][1].tensor)
             shown = tf.io.decode_png(pictures[0]).numpy()
@@ -214,7 +248,7 @@ class TestRecords:
         result = train(config)
         assert [epoch for epoch, entry in result.history.items() if PROBE in entry] == ["0", "3"]
         found = events(result.run_folder)
-        assert [step for step, _ in found[PROBE]] == [0, 3]
+        assert [step for step, _ in found[PROBE]] == [0, 18]
         assert not any(tag.startswith("dreams/") for tag in found)
         assert not (result.run_folder / "figures").exists()
 
@@ -223,7 +257,7 @@ class TestRecords:
         probed = [epoch for epoch, entry in result.history.items() if PROBE in entry]
         assert probed == ["0", "3", "5"]
         shown = [step for step, _ in events(result.run_folder)["dreams/rem"]]
-        assert shown == [0, 2, 4, 5]
+        assert shown == [0, 12, 24, 30]
 
 
 class TestRepeatability:
@@ -450,26 +484,24 @@ class TestDivergence:
         assert re.fullmatch(r"error: .* at step \d+.*\n", error)
         assert "--encoder_learning_rate" in error
 
-    def test_weight_that_is_not_finite_is_not_saved(self, tiny, tmp_path, monkeypatch):
-        fit = keras.Model.fit
+    def test_weight_that_is_not_finite_is_not_saved(self, tiny, tmp_path):
         config = tiny(tmp_path, epochs=3)
 
-        def fit_and_spoil(model, *arguments, initial_epoch, **options):
-            if initial_epoch == 2:
-                first = model.generator.trainable_variables[0]
+        def spoil(epoch, logs=None):
+            if epoch == 2:
+                first = callback.model.generator.trainable_variables[0]
                 first.assign(tf.fill(first.shape, np.inf))
-            return fit(model, *arguments, initial_epoch=initial_epoch, **options)
 
-        monkeypatch.setattr(keras.Model, "fit", fit_and_spoil)
+        callback = keras.callbacks.LambdaCallback(on_epoch_begin=spoil)
         with pytest.raises(RunError, match=r"step-12"):
-            train(config)
+            train(config, [callback])
         assert restore_run(Path(config.run_dir))[1].step.numpy() == 12
 
     def test_latents_that_overflow_are_one_line(self, tiny, tmp_path, monkeypatch):
         def overflowing(encoder, images):
             return np.full((len(images), 8), np.inf, np.float32)
 
-        monkeypatch.setattr(callbacks, "encode", overflowing)
+        monkeypatch.setattr(reports, "encode", overflowing)
         with pytest.raises(RunError) as error:
             train(tiny(tmp_path))
         assert "\n" not in str(error.value)
@@ -529,7 +561,7 @@ class TestDisk:
         def refuse(path, text):
             raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-        monkeypatch.setattr(callbacks, "write_atomically", refuse)
+        monkeypatch.setattr(reports, "write_atomically", refuse)
         status, _, error = outcome(program.main, *flags_of(tiny(tmp_path)))
         assert status == 1
         assert re.fullmatch(r"error: .*history\.json: Read-only file system.*\n", error)
@@ -592,24 +624,9 @@ class TestCommandLine:
         for path in re.findall(r"^Dreams: (.*)$", out, re.MULTILINE):
             assert Path(path).is_file()
 
-    def test_fewer_epochs_than_were_trained_are_refused(
-        self, tiny, tmp_path, flags_of, outcome, monkeypatch
-    ):
+    def test_fewer_epochs_than_were_trained_are_refused(self, tiny, tmp_path, flags_of, outcome):
         config = tiny(tmp_path, epochs=3)
-
-        class Stopped(Exception):
-            pass
-
-        def stop(reports, epoch, logs=None):
-            report(reports, epoch, logs)
-            if epoch == 1:
-                raise Stopped
-
-        report = callbacks.Reports.on_epoch_end
-        with monkeypatch.context() as patch:
-            patch.setattr(callbacks.Reports, "on_epoch_end", stop)
-            with pytest.raises(Stopped):
-                train(config)
+        train(config, [StopAt(12)])
         before = (tmp_path / "run" / "flags.json").read_bytes()
         status, out, error = outcome(program.main, *flags_of(config), "--epochs=1")
         assert (status, out) == (2, "")
