@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,25 @@ class TestFinishedRun:
         assert status == 0
         assert out.strip().endswith(config.saved_model_dir)
         assert Path(config.saved_model_dir, "encoder.keras").is_file()
+
+    def test_export_of_a_copy_leaves_that_of_the_original(
+        self, copied, tmp_path, monkeypatch, outcome
+    ):
+        monkeypatch.chdir(tmp_path)
+        config = dataclasses.replace(copied, saved_model_dir="told")
+        Path(config.run_dir, "flags.json").write_text(config.to_json())
+        assert outcome(export.main, f"--run_dir={config.run_dir}")[0] == 0
+        before = read(tmp_path / "told")
+        for folder in ("copy", "elsewhere/copy"):
+            shutil.copytree(config.run_dir, folder)
+        status, out, _ = outcome(export.main, "--run_dir=copy")
+        assert (status, out) == (0, "Encoder and generator after 24 steps: saved_models/copy\n")
+        status, _, error = outcome(export.main, "--run_dir=elsewhere/copy")
+        assert status == 2
+        assert re.fullmatch(r"error: .*--saved_model_dir\.\n", error)
+        assert read(tmp_path / "told") == before
+        said = json.loads(Path("saved_models", "copy", "metadata.json").read_text())
+        assert said["run"] == "copy"
 
     def test_export_changes_nothing_in_the_run(self, copied, tmp_path, outcome):
         before = read(Path(copied.run_dir))
@@ -175,7 +195,7 @@ class TestNothingIsLost:
             train(dataclasses.replace(copied, saved_model_dir=copied.run_dir))
         assert Path(copied.run_dir, "checkpoints", "recent", "step-24.index").is_file()
 
-    @pytest.mark.parametrize("target", ["run", "run/../", "."])
+    @pytest.mark.parametrize("target", ["run", "run/../", ".", "run/checkpoints"])
     def test_export_that_would_replace_its_run_is_refused_before_training(
         self, target, tiny, tmp_path
     ):
@@ -187,13 +207,13 @@ class TestNothingIsLost:
         self, finished, tmp_path, outcome, monkeypatch
     ):
         monkeypatch.chdir(tmp_path)
-        (tmp_path / "thesis.txt").write_text("long")
-        status, _, error = outcome(
-            export.main, f"--run_dir={finished[0].run_dir}", "--saved_model_dir=."
-        )
-        assert status == 2
-        assert re.fullmatch(r"error: .*\n", error)
-        assert (tmp_path / "thesis.txt").read_text() == "long"
+        for target in (".", "..", "x/.."):
+            status, _, error = outcome(
+                export.main, f"--run_dir={finished[0].run_dir}", f"--saved_model_dir={target}"
+            )
+            assert status == 2
+            assert re.fullmatch(rf"error: --saved_model_dir={target} .*\n", error)
+        assert not list(tmp_path.iterdir())
 
     def test_empty_folder_and_earlier_export_are_replaced(self, finished, tmp_path, outcome):
         target = tmp_path / "export"

@@ -133,6 +133,14 @@ def test_folders_without_a_test_split_show_what_they_have(place, finished, tmp_p
     )
 
 
+def test_pictures_beside_folders_of_classes_are_shown(finished, image_folder, tmp_path, outcome):
+    folder = shutil.copytree(image_folder, tmp_path / "images")
+    pictures(folder / "samples", 4)
+    arguments = ["--images=4", f"--dataset={folder / 'samples'}", f"--output_dir={tmp_path}"]
+    status, _, error = outcome(main, f"--run_dir={finished[1].run_folder}", *arguments)
+    assert (status, error) == (0, "")
+
+
 def test_test_images_are_preferred(finished, image_folder, tmp_path, outcome):
     arguments = ["--images=12", f"--output_dir={tmp_path}"]
     assert outcome(main, f"--run_dir={finished[1].run_folder}", *arguments)[0] == 0

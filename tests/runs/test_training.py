@@ -1,3 +1,4 @@
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -21,13 +22,14 @@ from tensorboard.plugins import projector
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import ad_keras
-from ad_keras import data
+from ad_keras import data, dream, export
 from ad_keras.runs import callbacks, reports
 from ad_keras import train as program
 from ad_keras.runs.config import RUN_ONLY
 from ad_keras.data import load, validation_split
 from ad_keras.errors import Interrupted, RunError, UsageError
-from ad_keras.runs.restore import restore_run
+from ad_keras.runs.build import build_model
+from ad_keras.runs.restore import restore_export, restore_run
 from ad_keras.runs.training import train
 
 SHEETS = ("wake", "nrem", "rem", "traversal")
@@ -128,7 +130,6 @@ class TestRecords:
     def test_first_probe_is_of_the_untrained_encoder(self, finished, tiny, tmp_path):
         from ad_keras.measures.latents import encode
         from ad_keras.measures.probe import linear_probe
-        from ad_keras.runs.build import build_model
 
         config, result = finished
         images = load(config.dataset, "train")
@@ -507,6 +508,140 @@ class TestDivergence:
         assert "\n" not in str(error.value)
 
 
+class TestOtherFailures:
+    @pytest.mark.parametrize(
+        ("failure", "expected"),
+        [
+            (
+                tf.errors.ResourceExhaustedError(
+                    None, None, "{{function_node f}} OOM when allocating tensor [Op:Conv2D] name: "
+                ),
+                "OOM when allocating tensor.",
+            ),
+            (
+                tf.errors.InvalidArgumentError(
+                    None,
+                    None,
+                    "Graph execution error:\n\nDetected at node a/b defined at\n"
+                    '  File "x.py", line 3, in f\n\nwrong shape\n\t [[{{node a/b}}]] [Op:g]',
+                ),
+                "wrong shape.",
+            ),
+            (MemoryError("Unable to allocate 7 TiB"), "Unable to allocate 7 TiB."),
+        ],
+    )
+    def test_cause_is_told_in_one_line(
+        self, failure, expected, tiny, tmp_path, flags_of, outcome, monkeypatch
+    ):
+        def fail(*_, **__):
+            raise failure
+
+        monkeypatch.setattr(callbacks.LossLog, "on_train_batch_end", fail)
+        status, _, error = outcome(program.main, *flags_of(tiny(tmp_path)))
+        assert status == 1
+        assert error.startswith(f"error: the run in {tmp_path / 'run'} failed: {expected} What")
+        assert error.count("\n") == 1
+        assert "disk" not in error
+
+
+class TestCallbacks:
+    def test_callbacks_see_one_training_of_a_run_that_stopped_within_an_epoch(
+        self, finished, tmp_path, state_of, assert_same_state
+    ):
+        config = dataclasses.replace(
+            finished[0], run_dir=str(tmp_path / "run"), saved_model_dir=str(tmp_path / "export")
+        )
+        first, second = StopAt(15), StopAt()
+        result = train(config, [first])
+        assert first.told == ["begin", 0, 1, 2, "end"]
+        assert list(result.history) == ["0", "1", "2"]
+        said = json.loads(Path(result.export_folder, "metadata.json").read_text())
+        assert said["step"] == restore_run(result.run_folder)[1].step.numpy() == 15
+        result = train(config, [second])
+        assert second.told == ["begin", 2, 3, "end"]
+        assert result.history == finished[1].history
+        assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
+
+    def test_run_can_be_stopped_early_by_its_probe_and_ends_in_order(self, tiny, tmp_path):
+        stop = keras.callbacks.EarlyStopping(
+            "ridge_probe/validation_accuracy", mode="max", baseline=1.5, patience=2
+        )
+        config = tiny(tmp_path, epochs=9, probe_every=1, dream_every=3)
+        result = train(config, [stop])
+        assert list(result.history) == ["0", "1", "2"]
+        assert (result.export_folder / "encoder.keras").is_file()
+        assert [step for step, _ in events(result.run_folder)["dreams/rem"]] == [0, 12]
+        assert sorted(scalars(result.run_folder, "ridge_" + PROBE)) == [0, 6, 12]
+
+    def test_last_probe_of_a_run_that_stops_early_is_made(self, tiny, tmp_path):
+        result = train(tiny(tmp_path, epochs=9), [StopAt(12)])
+        assert [epoch for epoch, entry in result.history.items() if PROBE in entry] == ["0", "2"]
+
+    def test_training_works_in_a_thread(self, tiny, tmp_path):
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            result = pool.submit(train, tiny(tmp_path, epochs=1)).result()
+        assert list(result.history) == ["0", "1"]
+
+
+def with_sgd(config):
+    model = build_model(config)
+    model.compile(keras.optimizers.SGD(0.01), keras.optimizers.SGD(0.01))
+    return model
+
+
+def with_more_filters(config):
+    return build_model(dataclasses.replace(config, base_filters=5))
+
+
+@pytest.fixture(scope="module")
+def own(tiny, tmp_path_factory):
+    """Configuration of a run of a model that the flags do not describe."""
+    config = tiny(tmp_path_factory.mktemp("own"), epochs=1)
+    train(config, build=with_sgd)
+    return config
+
+
+class TestOwnModel:
+    def test_model_of_ones_own_is_trained_and_restored(self, own):
+        config, model = restore_run(own.run_dir, build=with_sgd)
+        assert config == own
+        assert isinstance(model.encoder_optimizer, keras.optimizers.SGD)
+        _, exported = restore_export(own.saved_model_dir, build=with_sgd)
+        for network in ("encoder", "generator"):
+            weights = (getattr(whose, network).get_weights() for whose in (model, exported))
+            for first, second in zip(*weights, strict=True):
+                np.testing.assert_array_equal(first, second)
+        longer = dataclasses.replace(own, epochs=2)
+        assert list(train(longer, build=with_sgd).history) == ["0", "1", "2"]
+
+    @pytest.mark.parametrize(
+        ("build", "told"),
+        [
+            (build_model, r"encoder_optimizer was SGD\(.*\) and is FusedAdam\("),
+            (with_more_filters, r"encoder was kernel \[.*, 4\] and is kernel \[.*, 5\]"),
+        ],
+    )
+    def test_other_model_is_refused(self, build, told, own):
+        before = Path(own.run_dir, "model.json").read_bytes()
+        with pytest.raises(UsageError, match=told) as error:
+            train(own, build=build)
+        assert "\n" not in str(error.value)
+        assert "was begun with another model" in str(error.value)
+        with pytest.raises(UsageError, match=told):
+            restore_run(own.run_dir, build=build)
+        assert Path(own.run_dir, "model.json").read_bytes() == before
+
+    def test_commands_say_how_to_restore_it(self, own, outcome):
+        for main, flag, call in (
+            (export.main, f"--run_dir={own.run_dir}", "restore_run"),
+            (dream.main, f"--run_dir={own.run_dir}", "restore_run"),
+            (dream.main, f"--export={own.saved_model_dir}", "restore_export"),
+        ):
+            status, out, error = outcome(main, flag)
+            assert (status, out) == (2, "")
+            assert re.fullmatch(rf"error: .*parts of its own.*{call}\(folder, build=\.\.\.\).\n", error)
+
+
 class TestDisk:
     @pytest.mark.parametrize(
         ("size", "dream_every"), [(100, 0), (3_000, 0), (20_000, 1), (250_000, 1)]
@@ -583,7 +718,8 @@ class TestCommandLine:
     def test_process_is_quiet_and_ends_with_where_everything_is(
         self, finished, tiny, tmp_path, flags_of, state_of, assert_same_state
     ):
-        config = tiny(tmp_path, epochs=4, dream_every=2)
+        # Without effect on a CPU.
+        config = tiny(tmp_path, epochs=4, dream_every=2, deterministic=True)
         done = subprocess.run(
             [sys.executable, "-m", "ad_keras.train", *flags_of(config)],
             capture_output=True,
