@@ -129,15 +129,13 @@ class TestUnfinishedRun:
         )
         assert any((a != b).any() for a, b in zip(early, late, strict=True))
 
-    def test_run_without_a_checkpoint_is_one_line(self, tiny, tmp_path, outcome):
-        config = tiny(tmp_path)
-        Path(config.run_dir).mkdir()
-        Path(config.run_dir, "flags.json").write_text(config.to_json())
-        status, out, error = outcome(export.main, f"--run_dir={config.run_dir}")
+    def test_run_without_a_checkpoint_is_one_line(self, copied, outcome):
+        shutil.rmtree(Path(copied.run_dir, "checkpoints"))
+        status, out, error = outcome(export.main, f"--run_dir={copied.run_dir}")
         assert (status, out) == (2, "")
         assert re.fullmatch(r"error: .*\n", error)
-        assert f"{config.run_dir} has no checkpoint yet" in error
-        assert not Path(config.saved_model_dir).exists()
+        assert f"{copied.run_dir} has no checkpoint yet" in error
+        assert not Path(copied.saved_model_dir).exists()
 
 
 class TestNoRun:
