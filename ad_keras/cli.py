@@ -9,7 +9,9 @@ import signal
 import sys
 import tempfile
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import TypeVar
 
 from absl import flags
@@ -67,7 +69,7 @@ def parse(config_class: type[Config], argv: Sequence[str], program: str) -> Conf
         rest = values(arguments)
     except flags.UnrecognizedFlagError as error:
         raise UsageError(_unknown(error.flagname, values)) from None
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # a plain one for --noflag=value
         text = str(error).replace("ERROR:: ", "").rstrip(".")
         text = re.sub("invalid literal for int.*", "it must be a whole number", text)
         text = re.sub("could not convert string to float.*", "it must be a number", text)
@@ -143,8 +145,20 @@ def interruptible() -> Iterator[None]:
             128 + number,
         )
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, end) for number in numbers}
+    with on_signals(end):
+        yield
+
+
+@contextlib.contextmanager
+def on_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Has SIGINT and SIGTERM call a function, except in threads, where Python does not allow it.
+
+    Args:
+        handle: is given the number of the signal and the present frame.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    handlers = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
@@ -176,7 +190,10 @@ def _define(field: dataclasses.Field, values: flags.FlagValues) -> None:
 
 
 def _plain(value):
-    return tuple(item.strip() for item in value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(_plain(item.strip()) for item in value)
+    # Shells leave a ~ after a = alone.
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _unknown(name: str, values: flags.FlagValues) -> str:

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         resolve(flags.dataset)
     with quiet_start():
         from ad_keras.runs import pictures
-        from ad_keras.runs.training import restore_export, restore_run
+        from ad_keras.runs.restore import restore_export, restore_run
     source = Path(flags.run_dir or flags.export)
     config, model = restore_run(source) if flags.run_dir else restore_export(source)
     images = _choose(

@@ -1,5 +1,9 @@
 """Errors that are shown to people as one line, without a stack trace."""
 
+import re
+
+_NO_CAUSE = ("Graph execution error:", "Detected at node", "File ", "<stack traces unavailable>")
+
 
 class UsageError(ValueError):
     """What was asked for cannot be done: a wrong value, or data that are not as they must be."""
@@ -24,3 +28,16 @@ class Interrupted(RunError):
     def __init__(self, message: str, exit_status: int) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+
+
+def first_line(error: Exception) -> str:
+    """The cause of an error in one line, without a full stop.
+
+    Args:
+        error: whose text may begin with where in a graph TensorFlow met it, which is left out.
+    """
+    for line in map(str.strip, str(error).splitlines()):
+        if line and not line.startswith(_NO_CAUSE):
+            line = re.sub(r"^\{\{.*?\}\} | \[Op:[^\]]*\].*$", "", line)
+            return line.rstrip(".")
+    return type(error).__name__

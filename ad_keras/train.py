@@ -30,15 +30,17 @@ def main(argv: Sequence[str]) -> None:
     ]
     print()
     if probed:
-        first, last = (result.history[str(epoch)] for epoch in (min(probed), max(probed)))
+        untrained = [0] if 0 in probed[:-1] else []  # unless that entry is lost
+        shown = [result.history[str(epoch)] for epoch in (*untrained, max(probed))]
+        when = "before and after" if untrained else "after"
         epochs = f"{max(probed)} epoch{'s' * (max(probed) != 1)}"
-        print(f"Accuracy on held-out training images, before and after {epochs}")
+        print(f"Accuracy on held-out training images, {when} {epochs}")
         for name, title in (
             ("probe", "linear probe (the paper's, SGD)"),
             ("ridge_probe", "linear probe (ridge)"),
         ):
-            before, after = (entry[f"{name}/validation_accuracy"] for entry in (first, last))
-            print(f"  {title:<33}{before:>6.1%} {after:>6.1%}")
+            scores = (f"{entry[f'{name}/validation_accuracy']:>6.1%}" for entry in shown)
+            print(f"  {title:<33}{' '.join(scores)}")
     else:
         print(
             "The images have no labels of several classes: the linear probe and other scores by "

@@ -103,7 +103,7 @@ class Replay:
 
         from ad_keras import Mixing
         from ad_keras.pad.perturbations import occlude
-        from ad_keras.runs.training import build_model
+        from ad_keras.runs.build import build_model
 
         replay = self
 

@@ -25,9 +25,10 @@ from processes import peak_bytes
 
 from ad_keras import data, load_encoder
 from ad_keras.measures.probe import linear_probe, ridge_probe
+from ad_keras.runs.build import build_model
 from ad_keras.runs.config import Config
 from ad_keras.runs.export import export_networks
-from ad_keras.runs.training import build_model, train
+from ad_keras.runs.training import train
 
 _WARM_UP = 10  # steps
 _SIDE = 2048  # of the square matrices whose product sets the scale

@@ -39,7 +39,7 @@ def forward(sizes: list[tuple[int, int, int]]) -> list[int]:
 def test_work_of_the_phases_by_hand(benchmarks):
     from measurements import phase_operations
 
-    from ad_keras.runs.training import build_model
+    from ad_keras.runs.build import build_model
 
     first, *trunk = forward([(256, 3, 64), (64, 64, 128), (16, 128, 256)])
     latent, external = forward([(1, 256, 256), (1, 256, 1)])
@@ -65,7 +65,7 @@ def test_work_as_pytorch_counts_it(benchmarks):
     from peer import Peer, draw
     from torch.utils.flop_counter import FlopCounterMode
 
-    from ad_keras.runs.training import build_model
+    from ad_keras.runs.build import build_model
 
     operations = phase_operations(build_model(Config(base_filters=4, latent_dim=8)))
     with FlopCounterMode(display=False) as counter:

@@ -170,6 +170,7 @@ def test_help_does_not_load_tensorflow(module, status):
     [
         (["--epohcs=3"], "--epochs"),
         (["--epochs=0"], "--epochs=0"),
+        (["--nohold_out=1"], "--nohold_out=1"),
         (["--dataset=svnh"], "svhn"),
         (["--dataset=svhn_cropped"], "svhn"),
         (["--dataset=fashion-mnist"], "fashion_mnist"),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from ad_keras.data.pixels import as_signed
-from ad_keras.errors import RunError, UsageError
+from ad_keras.errors import RunError, UsageError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,8 +207,7 @@ def _tpu_strategy() -> tf.distribute.Strategy:
         )
         return tf.distribute.TPUStrategy(resolver)
     except Exception as error:  # the many ways in which none is found
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        reason = reason.split(". ")[0].rstrip(".")  # what follows are operations and attributes
+        reason = first_line(error).split(". ")[0]  # what follows are operations and attributes
         raise UsageError(
             f"--strategy=tpu finds no TPU ({reason}): set TPU_NAME, or use another strategy."
         ) from error

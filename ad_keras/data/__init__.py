@@ -323,7 +323,7 @@ def _load_folder(folder: Path, split: str, image_size: int) -> ImageSet:
             f"{folder} has no folder '{split}': images belong into "
             f"{root}/<class>/, or into {root} where there are no classes."
         )
-    class_names = _class_names(folder, {*SPLITS, split})
+    class_names = _class_names(folder, {*SPLITS} if split in SPLITS else {split})
     loose = _pictures(root)
     if class_names and loose:
         raise UsageError(

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from ad_keras.evaluation import plots
 from ad_keras.evaluation.published import LINEAR_SEPARABILITY
-from ad_keras.runs.checkpoints import write_atomically
+from ad_keras.runs.folder import write_atomically
 
 _TITLES = {
     "probe": "linear probe (the paper's, SGD)",

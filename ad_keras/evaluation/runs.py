@@ -21,9 +21,11 @@ from ad_keras.evaluation.features import (
 )
 from ad_keras.evaluation.suite import OF_DREAMS, Suite, check
 from ad_keras.pad.model import PAD
-from ad_keras.runs.checkpoints import Checkpoints, completed_epochs, load_config
+from ad_keras.runs.build import build_model
+from ad_keras.runs.checkpoints import Checkpoints
 from ad_keras.runs.config import RUN_ONLY, Config
-from ad_keras.runs.training import build_model, restore_export, restore_run
+from ad_keras.runs.folder import completed_epochs, load_config
+from ad_keras.runs.restore import restore_export, restore_run
 
 _PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy")
 

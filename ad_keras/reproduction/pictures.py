@@ -16,7 +16,7 @@ from ad_keras.reproduction.findings import TITLES, Measurements, Statistic
 from ad_keras.runs import pictures
 from ad_keras.runs.checkpoints import Checkpoints
 from ad_keras.runs.config import Config
-from ad_keras.runs.training import restore_run
+from ad_keras.runs.restore import restore_run
 
 # Okabe and Ito's colours, told apart by all kinds of colour vision; shapes tell the rest.
 _STYLES = {

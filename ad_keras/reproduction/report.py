@@ -15,8 +15,8 @@ from ad_keras.evaluation.published import LINEAR_SEPARABILITY
 from ad_keras.reproduction import findings, pictures
 from ad_keras.reproduction.config import ReproduceConfig
 from ad_keras.reproduction.findings import TITLES, Finding, Measurements
-from ad_keras.runs.checkpoints import write_atomically
 from ad_keras.runs.config import Config
+from ad_keras.runs.folder import write_atomically
 
 _OTHER_TILES = (1, 2, 8)
 _KINDS = ("reconstructions", "nrem_replayed", "nrem", "rem")

@@ -19,9 +19,10 @@ from ad_keras.evaluation.suite import check
 from ad_keras.reproduction.config import ReproduceConfig
 from ad_keras.reproduction.findings import Measurements
 from ad_keras.reproduction.report import write_report
-from ad_keras.runs.checkpoints import completed_epochs, load_config, refuse_other_flags
+from ad_keras.runs.build import build_model
 from ad_keras.runs.config import Config
-from ad_keras.runs.training import build_model, train
+from ad_keras.runs.folder import completed_epochs, load_config, refuse_other_flags
+from ad_keras.runs.training import train
 
 _WARM_UP_STEPS, _MEASURED_STEPS = 4, 10
 

@@ -65,7 +65,9 @@ class Config:
     )
     reconstruction_weight: float = flag(1.0, _PHASES, "of the reconstruction loss in wake")
     kl_weight: float = flag(1.0, _PHASES, "of the divergence from the prior in wake")
-    external_weight: float = flag(1.0, _PHASES, "of the loss of calling images external in wake; 0: without")
+    external_weight: float = flag(
+        1.0, _PHASES, "of the loss of calling images external in wake; 0: without"
+    )
     wake_noise_variance: float = flag(
         0.0, _PHASES, "of the noise on the latents that wake reconstructs from"
     )
@@ -102,6 +104,12 @@ class Config:
         "the devices that share a mini-batch: one, all of this machine, those of all workers in "
         "TF_CONFIG, or a TPU's; auto takes the workers, or several GPUs, if there are",
         ("auto", "one_device", "mirrored", "multi_worker", "tpu"),
+    )
+    deterministic: bool = flag(
+        False,
+        _RUN,
+        "the same bits each time on GPUs too, if the whole run has it: slower kernels, no XLA. "
+        "CPUs need it not",
     )
     run_dir: str | None = flag(
         None, _RUN, "checkpoints, logs and pictures (default: runs/<data set>[-<condition>])"
@@ -177,7 +185,7 @@ class Config:
     def run_path(self) -> Path:
         """The folder of the run."""
         if self.run_dir:
-            return Path(self.run_dir)
+            return Path(self.run_dir).expanduser()
         if _is_path(self.dataset):
             name = Path(self.dataset).expanduser().resolve().name
         else:
@@ -188,7 +196,7 @@ class Config:
     def export_path(self) -> Path:
         """The folder of the exported networks."""
         if self.saved_model_dir:
-            return Path(self.saved_model_dir)
+            return Path(self.saved_model_dir).expanduser()
         return Path("saved_models") / self.run_path.resolve().name
 
     def to_json(self) -> str:
@@ -204,6 +212,11 @@ class Config:
         """
         try:
             values = json.loads(text)
+            unknown = [name for name in values if name not in cls.__dataclass_fields__]
+            if unknown:
+                raise ValueError(
+                    f"of another version of ad_keras, with --{' and --'.join(unknown)}"
+                )
             lists = [f.name for f in dataclasses.fields(cls) if isinstance(f.default, tuple)]
             return cls(**{**values, **{name: tuple(values[name]) for name in lists}})
         except (KeyError, TypeError) as error:
@@ -215,6 +228,7 @@ RUN_ONLY = frozenset(
         "data_dir",
         "epochs",
         "strategy",
+        "deterministic",
         "run_dir",
         "saved_model_dir",
         "overwrite",
@@ -224,7 +238,8 @@ RUN_ONLY = frozenset(
         "probe_every",
     }
 )
-"""Flags that a continued run may change: no weight at a given step depends on them."""
+"""Flags that a continued run may change: no weight at a given step depends on them, except for
+rounding, which other devices do differently."""
 
 
 def _is_path(dataset: str) -> bool:

@@ -10,9 +10,9 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from ad_keras.errors import UsageError
 from ad_keras.compute.layers import builtin
 from ad_keras.data.pixels import to_pixels
+from ad_keras.errors import UsageError
 from ad_keras.pad.model import PAD
 
 _PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy")
@@ -75,10 +75,15 @@ def check_export_folder(folder: str | Path, run_folder: Path | None = None) -> N
     folder = Path(folder)
     if run_folder is not None:
         export, own = folder.resolve(), run_folder.resolve()
-        if own == export or export in own.parents:
+        if export in (own, *own.parents) or own in export.parents:
             raise UsageError(
-                f"--saved_model_dir={folder} would replace the run in {run_folder}: choose another."
+                f"--saved_model_dir={folder} would replace the run in {run_folder}, or a part of "
+                "it: choose another."
             )
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UsageError(
+            f"--saved_model_dir={folder} would replace the working directory: choose another."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "metadata.json").is_file():
         raise UsageError(

@@ -1,11 +1,11 @@
-"""A training run from its flags to its export."""
+"""A training run: what can be refused, its folder, and `fit` from its first step to its last."""
 
 import contextlib
 import dataclasses
 import functools
-import json
+import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -14,25 +14,25 @@ import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
 from ad_keras import data
-from ad_keras.runs.callbacks import Guard, LossLog, Progress, Reports
-from ad_keras.runs.checkpoints import (
-    Checkpoints,
+from ad_keras.compute.cluster import Cluster, connect
+from ad_keras.errors import RunError, UsageError
+from ad_keras.pad.model import PAD
+from ad_keras.runs.build import build_model
+from ad_keras.runs.callbacks import Guard, LossLog, Progress, Steps
+from ad_keras.runs.checkpoints import Checkpoints, newest_step
+from ad_keras.runs.config import RUN_ONLY, Config
+from ad_keras.runs.export import check_export_folder, export_networks
+from ad_keras.runs.folder import (
+    FLAGS_FILE,
     failures_explained,
     load_config,
-    newest_step,
     open_run,
+    read_record,
     refuse_other_flags,
 )
-from ad_keras.compute.cluster import Cluster, connect
-from ad_keras.runs.config import RUN_ONLY, Config
-from ad_keras.errors import RunError, UsageError
-from ad_keras.pad.hippocampus import Hippocampus
-from ad_keras.pad.mixing import Mixing
-from ad_keras.pad.model import PAD
-from ad_keras.pad.networks import build_encoder, build_generator
-from ad_keras.pad.perturbations import Occlusion
-from ad_keras.compute.optimizers import FusedAdam
-from ad_keras.runs.export import check_export_folder, export_networks, load_encoder
+from ad_keras.runs.parts import describe_model, difference
+from ad_keras.runs.reports import Gallery, Probe, Reports
+from ad_keras.runs.restore import export_metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,89 +52,59 @@ class TrainingResult:
     notes: list[str]
 
 
-def build_model(config: Config, **parts) -> PAD:
-    """The model that a configuration describes, compiled and untrained.
-
-    Args:
-        config: of a run.
-        **parts: of `PAD`, in place of those that the configuration describes.
-    """
-    shape = {
-        "image_size": config.image_size,
-        "latent_dim": config.latent_dim,
-        "base_filters": config.base_filters,
-        "seed": config.seed,
-        "dtype": config.precision,
-    }
-    described = {
-        "hippocampus": Hippocampus(config.batch_size),
-        "mixing": Mixing(config.mix_recent, config.mix_memories),
-        "perturbation": Occlusion(
-            (config.occlusion_min, config.occlusion_max),
-            (config.tile_min, config.tile_max),
-            per_image=config.mask_per == "image",
-        ),
-    }
-    model = PAD(
-        build_encoder(**shape),
-        build_generator(**shape),
-        phases=config.phases,
-        reconstruction_weight=config.reconstruction_weight,
-        kl_weight=config.kl_weight,
-        external_weight=config.external_weight,
-        recovery_weight=config.recovery_weight,
-        internal_weight=config.internal_weight,
-        wake_noise_variance=config.wake_noise_variance,
-        nrem_memories=config.nrem_memories,
-        seed=config.seed,
-        **{**described, **parts},
-    )
-    encoder_optimizer, generator_optimizer = (
-        FusedAdam(rate, beta_1=config.beta_1, beta_2=config.beta_2, epsilon=1e-8)
-        for rate in (config.encoder_learning_rate, config.generator_learning_rate)
-    )
-    model.compile(encoder_optimizer, generator_optimizer)
-    return model
-
-
 def train(
     config: Config,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     *,
+    build: Callable[[Config], PAD] = build_model,
     export: bool = True,
 ) -> TrainingResult | None:
     """Trains, or continues to train, a run to its last epoch, and exports its networks.
 
     Args:
         config: of the run.
-        callbacks: to call after the run's own.
+        callbacks: to call after the run's own, which add the scores of probes to the `logs` of
+            an epoch's end. They see one training, and may stop it (`model.stop_training`): the
+            run then ends in order, and calling again continues it.
+        build: makes the compiled model of the configuration. A run is continued with the same.
         export: whether to export the networks.
 
     Returns:
         What the run leaves; None in a worker other than the chief, which writes nothing.
 
     Raises:
-        UsageError: if the data or the run's folder are not as they must be.
+        UsageError: if the data, the model or the run's folder are not as they must be.
         RunError: if training fails, here or in another worker; the last good checkpoint stays.
         Interrupted: after SIGINT or SIGTERM; calling again continues.
     """
     cluster = connect(config.strategy)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     # All that can be refused is refused before anything is written or, with --overwrite, deleted.
     if config.batch_size % cluster.replicas:
         raise UsageError(
             f"--batch_size={config.batch_size} cannot be shared equally by {cluster.replicas} "
             "replicas: it must be a multiple of their number."
         )
+    begun = (config.run_path / FLAGS_FILE).exists() and not config.overwrite
+    if begun:
+        refuse_other_flags(load_config(config.run_path), config)
     with cluster.chief_first():  # which may have to download or generate them
         train_set = _training_images(config)
     images = _trained_on(config, train_set)
     steps_per_epoch = len(images) // config.batch_size
-    _refuse_shorter(config, steps_per_epoch)
+    records = {"data.json": _describe_data(images)}
+    if begun:
+        _refuse_other_data(config, records["data.json"])
+        _refuse_shorter(config, steps_per_epoch)
     if export:
         check_export_folder(config.export_path, config.run_path)
-    with _run_folder(config, cluster) as folder, failures_explained(folder):
-        with cluster.strategy.scope():
-            model = build_model(config)
+    with failures_explained(config.run_path), cluster.strategy.scope():
+        model = build(config)
+    records["model.json"] = describe_model(model)
+    if begun:
+        _refuse_other_model(config, records["model.json"])
+    with _run_folder(config, cluster, records) as folder, failures_explained(folder):
         checkpoints = Checkpoints(model, folder)
         notes = checkpoints.restore()
         for note in notes:
@@ -145,101 +115,37 @@ def train(
                 f"{cluster} would continue from step {first}, but another one from another step: "
                 f"{folder} must be on a disk that all workers share."
             )
-        guard = Guard(
-            checkpoints, config.checkpoint_every, steps_per_epoch, first, saves=cluster.is_chief
-        )
+        steps = Steps(first, steps_per_epoch, config.batch_size)
+        guard = Guard(checkpoints, config.checkpoint_every, steps, saves=cluster.is_chief)
         if not cluster.is_chief:
-            with guard:
-                _fit(config, cluster, model, images, [guard, *callbacks])
+            _fit(config, cluster, model, images, steps, guard, [steps, guard, *callbacks])
             cluster.wait()  # for the chief, which exports
             return None
-        writer = tf.summary.create_file_writer(str(folder / "logs"))
-        reports = Reports(
-            train_set,
-            folder,
-            writer,
-            epochs=config.epochs,
-            dream_every=config.dream_every,
-            probe_every=config.probe_every,
-            seed=config.seed,
-        )
-        reports.set_model(model)
-        with writer.as_default(step=0):
-            hparams.hparams(hyper_parameters(config))
-        log = LossLog(writer, config.log_every, config.batch_size, first)
-        if first % steps_per_epoch == 0:
-            reports.report(first // steps_per_epoch)
-        with guard:
-            own = [Progress(config.batch_size), log, guard, reports]
-            _fit(config, cluster, model, images, [*own, *callbacks])
-        reports.embed()
-        writer.close()
+        with contextlib.closing(tf.summary.create_file_writer(str(folder / "logs"))) as writer:
+            gallery = Gallery(train_set, folder, config.seed)
+            reports = Reports(
+                folder,
+                writer,
+                steps,
+                Probe(train_set, config.seed),
+                gallery,
+                epochs=config.epochs,
+                dream_every=config.dream_every,
+                probe_every=config.probe_every,
+            )
+            reports.set_model(model)
+            with writer.as_default(step=0):
+                hparams.hparams(hyper_parameters(config))
+            reports.report()  # of the untrained model, or what a crash prevented
+            log = LossLog(writer, config.log_every, steps)
+            own = [steps, Progress(steps), log, guard, reports]
+            _fit(config, cluster, model, images, steps, guard, [*own, *callbacks])
+            gallery.embed(model)
         if export:
-            export_networks(model, config.export_path, export_metadata(config))
+            export_networks(model, config.export_path, export_metadata(config, model))
         cluster.wait()  # only now may the others leave
     exported = config.export_path if export else None
     return TrainingResult(folder, exported, reports.history, notes)
-
-
-def restore_run(folder: Path, epoch: int | None = None) -> tuple[Config, PAD]:
-    """The model of an existing run, in float32 whatever the precision of its training.
-
-    Args:
-        folder: of the run.
-        epoch: whose end to restore, of those that `Checkpoints` keeps; None for the newest state.
-
-    Raises:
-        UsageError: if the folder is no run's, or the run has no checkpoint yet.
-        RunError: if no checkpoint can be read, or that of the epoch cannot.
-    """
-    config = load_config(folder)
-    model = build_model(dataclasses.replace(config, precision="float32"))
-    checkpoints = Checkpoints(model, folder)
-    if epoch is None:
-        for note in checkpoints.restore():
-            print(note, flush=True)
-    else:
-        checkpoints.restore_epoch(epoch)
-    if not model.step.numpy():
-        raise UsageError(f"the run in {folder} has no checkpoint yet: continue its training.")
-    return config, model
-
-
-def restore_export(folder: Path) -> tuple[Config, PAD]:
-    """The model of a run, from the networks that it exported.
-
-    Args:
-        folder: the export.
-
-    Raises:
-        UsageError: if the folder is no export of a run, or a part of it cannot be read.
-    """
-    encoder = load_encoder(folder)
-    try:
-        metadata = json.loads((folder / "metadata.json").read_text())
-        config = Config.from_json(json.dumps(metadata["flags"]))
-        model = build_model(dataclasses.replace(config, precision="float32"))
-        model.encoder.set_weights(encoder.get_weights())
-        generator = tf.saved_model.load(str(folder / "generator"))
-        model.generator.set_weights([variable.numpy() for variable in generator.variables])
-        model.step.assign(metadata["step"])
-    except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UsageError(
-            f"{folder} is not the whole export of a run ({reason}): export it again."
-        ) from error
-    return config, model
-
-
-def export_metadata(config: Config) -> dict:
-    """What an export says of the run it comes from."""
-    return {
-        "dataset": config.dataset,
-        "condition": config.condition,
-        "seed": config.seed,
-        "run": config.run_path.name,
-        "flags": dataclasses.asdict(config),
-    }
 
 
 def _training_images(config: Config) -> data.ImageSet:
@@ -268,9 +174,37 @@ def _trained_on(config: Config, train_set: data.ImageSet) -> np.ndarray:
     return images
 
 
+def _describe_data(images: np.ndarray) -> dict:
+    content = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+    return {"images": len(images), "image_shape": list(images.shape[1:]), "sha256": content}
+
+
+def _refuse_other_data(config: Config, now: dict) -> None:
+    """Refuses to continue on other images, of which an epoch would be another one."""
+    before = read_record(config.run_path, "data.json")
+    if before == now:
+        return
+    counts = before.get("images"), now["images"]
+    change = f"there are {counts[1]}" if counts[0] != counts[1] else "they are not the same"
+    raise UsageError(
+        f"the run in {config.run_path} was begun with {counts[0]} images of {config.dataset}, but "
+        f"now {change}: use those again to continue it, another --run_dir for a new run, or "
+        "--overwrite to delete this one."
+    )
+
+
+def _refuse_other_model(config: Config, now: dict) -> None:
+    different = difference(read_record(config.run_path, "model.json"), now)
+    if different:
+        raise UsageError(
+            f"the run in {config.run_path} was begun with another model: {different}. Use the same "
+            "`build` again, another --run_dir for a new run, or --overwrite to delete this one."
+        )
+
+
 def _refuse_shorter(config: Config, steps_per_epoch: int) -> None:
     """Refuses to end a run before the state that it is in, which would then pass for that end."""
-    step = 0 if config.overwrite else newest_step(config.run_path)
+    step = newest_step(config.run_path)
     if step > config.epochs * steps_per_epoch:
         epochs = -(-step // steps_per_epoch)
         raise UsageError(
@@ -281,10 +215,10 @@ def _refuse_shorter(config: Config, steps_per_epoch: int) -> None:
 
 
 @contextlib.contextmanager
-def _run_folder(config: Config, cluster: Cluster) -> Iterator[Path]:
+def _run_folder(config: Config, cluster: Cluster, records: Mapping[str, dict]) -> Iterator[Path]:
     """The run's folder, which the chief makes and the other workers find."""
     if cluster.is_chief:
-        with open_run(config) as folder:
+        with open_run(config, records=records) as folder:
             cluster.wait()
             yield folder
         return
@@ -298,43 +232,87 @@ def _run_folder(config: Config, cluster: Cluster) -> Iterator[Path]:
     yield config.run_path
 
 
+class _OneTraining(keras.callbacks.CallbackList):
+    """Makes one training, for callbacks, of the two `fit` that continue a run within an epoch.
+
+    Args:
+        callbacks: to call.
+        means: values of the metrics' variables in the epoch that is continued, which `fit` resets.
+        **options: of `keras.callbacks.CallbackList`.
+    """
+
+    def __init__(self, callbacks: Sequence, means: Sequence[np.ndarray], **options) -> None:
+        super().__init__(list(callbacks), **options)
+        self._means = means
+        self._begun, self._last_logs = False, None
+
+    def on_train_begin(self, logs=None) -> None:
+        """Tells of the first begin."""
+        if not self._begun:
+            super().on_train_begin(logs)
+        self._begun = True
+
+    def on_epoch_begin(self, epoch, logs=None) -> None:
+        """Puts the means of the epoch that is continued back."""
+        if self._means:
+            for variable, value in zip(_mean_variables(self.model), self._means, strict=True):
+                variable.assign(value)
+        self._means = ()
+        super().on_epoch_begin(epoch, logs)
+
+    def on_train_end(self, logs=None) -> None:
+        """Waits for `finish`."""
+        self._last_logs = logs
+
+    def finish(self) -> None:
+        """Tells of the end."""
+        super().on_train_end(self._last_logs)
+
+
+def _mean_variables(model: PAD) -> list[keras.Variable]:
+    return [variable for metric in model.metrics for variable in metric.variables]
+
+
 def _fit(
     config: Config,
     cluster: Cluster,
     model: PAD,
     images: np.ndarray,
+    steps: Steps,
+    guard: Guard,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
-    first = int(model.step.numpy())
-    steps_per_epoch = len(images) // config.batch_size
-    verbose = 1 if sys.stdout.isatty() else 2  # a bar for people, a line an epoch for files
+    begin, last = steps.step, config.epochs * steps.per_epoch
+    if begin == last:
+        return
+    whole = -(-begin // steps.per_epoch) * steps.per_epoch  # where the next whole epoch begins
     # Once for all epochs: a copy for each would stay until Python looks for cycles of references.
     with tf.device("CPU"):
         pool = tf.convert_to_tensor(images)
-    # A continued run finishes its epoch first; each epoch has a pipeline of its own.
-    for epoch in range(first // steps_per_epoch, config.epochs):
-        end = (epoch + 1) * steps_per_epoch
-        batches = cluster.batches(
-            functools.partial(data.batches, pool, config.batch_size, config.seed, first, end)
-        )
-        with cluster.failures_explained():
+    means = [variable.numpy() for variable in _mean_variables(model)] if begin < whole else []
+    training = _OneTraining(callbacks, means, add_history=True, model=model)
+    verbose = 1 if sys.stdout.isatty() else 2  # a bar for people, a line an epoch for files
+    with guard.in_charge(), cluster.failures_explained():
+        # A continued run finishes its epoch first.
+        for first, end in ((begin, whole), (whole, last)):
+            if first == end or model.stop_training:
+                continue
+            of_epoch = min(end - first, steps.per_epoch)
+            training.set_params({"epochs": config.epochs, "steps": of_epoch, "verbose": verbose})
             model.fit(
-                batches,
-                epochs=epoch + 1,
-                initial_epoch=epoch,
-                # Several replicas would take a step more, without images, to notice the end.
-                steps_per_epoch=end - first,
-                callbacks=keras.callbacks.CallbackList(
-                    list(callbacks),
-                    add_history=True,
-                    model=model,
-                    epochs=config.epochs,
-                    steps=end - first,
-                    verbose=verbose,
+                cluster.batches(
+                    functools.partial(
+                        data.batches, pool, config.batch_size, config.seed, first, end
+                    )
                 ),
+                initial_epoch=first // steps.per_epoch,
+                epochs=end // steps.per_epoch,
+                # Several replicas would take a step more, without images, to notice the end.
+                steps_per_epoch=of_epoch,
+                callbacks=training,
                 shuffle=False,
             )
-        first = end
+        training.finish()
 
 
 def hyper_parameters(config: Config) -> dict[str, bool | int | float | str]:

@@ -4,8 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ad_keras.runs.checkpoints import write_atomically
 from ad_keras.runs.config import Config
+from ad_keras.runs.folder import write_atomically
 from ad_keras.tuning.config import TuneConfig
 
 FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"

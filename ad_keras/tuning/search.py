@@ -30,7 +30,8 @@ from ad_keras.compute.cluster import refuse_workers
 from ad_keras.errors import Interrupted, RunError, UsageError
 from ad_keras.measures.latents import encode
 from ad_keras.measures.probe import linear_probe, ridge_probe
-from ad_keras.runs.checkpoints import (
+from ad_keras.runs.config import Config
+from ad_keras.runs.folder import (
     FolderKind,
     failures_explained,
     load_config,
@@ -38,8 +39,8 @@ from ad_keras.runs.checkpoints import (
     refuse_other_flags,
     write_atomically,
 )
-from ad_keras.runs.config import Config
-from ad_keras.runs.training import hyper_parameters, restore_run, train
+from ad_keras.runs.restore import restore_run
+from ad_keras.runs.training import hyper_parameters, train
 from ad_keras.tuning.config import MAY_CHANGE, TuneConfig
 from ad_keras.tuning.distributed import Role, check_port, role, wait_for_chief
 from ad_keras.tuning.results import FAILED, FINISHED, UNFINISHED, UNTUNED, Results, Trial, as_flags

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from ad_keras import data
 from ad_keras.compute.cluster import Cluster, connect
+from ad_keras.runs.build import build_model
 from ad_keras.runs.config import CONDITIONS, Config
-from ad_keras.runs.training import build_model
 
 WARM_UP = 100  # steps
 COMPARED = 20

@@ -100,7 +100,7 @@ def copied_run(runs, tmp_path):
 
 
 def test_results_are_those_of_the_public_functions(single, runs, shapes):
-    from ad_keras.runs.training import restore_run
+    from ad_keras.runs.restore import restore_run
 
     _, model = restore_run(runs / "seed0")
     train, test = (data.load(str(shapes), split) for split in ("train", "test"))
@@ -115,7 +115,7 @@ def test_results_are_those_of_the_public_functions(single, runs, shapes):
 
 
 def test_untrained_encoder_is_that_of_the_same_seed(single, shapes, runs):
-    from ad_keras.runs.training import build_model
+    from ad_keras.runs.build import build_model
 
     config = Config.from_json((runs / "seed0" / "flags.json").read_text())
     encoder = build_model(config).encoder

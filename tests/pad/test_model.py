@@ -22,8 +22,8 @@ from ad_keras import (
 from ad_keras.compute import draws, replicas
 from ad_keras.compute.optimizers import FusedAdam
 from ad_keras.data.pixels import as_signed, to_pixels
+from ad_keras.runs.build import build_model
 from ad_keras.runs.config import CONDITIONS, Config
-from ad_keras.runs.training import build_model
 
 SIZE, LATENT, BATCH = 16, 8, 8
 NETWORKS = {"image_size": SIZE, "latent_dim": LATENT, "base_filters": 4}

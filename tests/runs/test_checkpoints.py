@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,28 +15,18 @@ import pytest
 import tensorflow as tf
 
 from ad_keras import train as program
-from ad_keras.runs.callbacks import Reports
-from ad_keras.runs.checkpoints import (
-    Checkpoints,
-    completed_epochs,
-    load_config,
-    open_run,
-    write_atomically,
-)
 from ad_keras.errors import RunError, UsageError
-from ad_keras.runs.training import restore_run, train
+from ad_keras.runs.checkpoints import Checkpoints, newest_step
+from ad_keras.runs.folder import completed_epochs, load_config, open_run, write_atomically
+from ad_keras.runs.reports import Reports
+from ad_keras.runs.restore import restore_run
+from ad_keras.runs.training import train
 
 MINUTES = 60.0
 
 
 class Killed(BaseException):
     """Ends a run in this process without giving it a chance to tidy up."""
-
-
-def newest_step(run_folder: Path) -> int:
-    """Number of the newest checkpoint, 0 if there is none."""
-    saved = (run_folder / "checkpoints" / "recent").glob("step-*.index")
-    return max((int(path.stem.removeprefix("step-")) for path in saved), default=0)
 
 
 def file_of(config, step: int, suffix: str) -> Path:
@@ -163,7 +154,7 @@ class TestDamage:
         damage(Path(copied.run_dir, "history.json"))
         status, out, error = outcome(program.main, *flags_of(copied))
         assert (status, error) == (0, "")
-        assert "after 4 epochs" in out
+        assert re.search(r", after 4 epochs\n  linear probe .*\)  *\d+\.\d%\n", out)
 
     def test_damaged_flags_are_one_line(self, copied, flags_of, outcome):
         cut(Path(copied.run_dir, "flags.json"))
@@ -186,10 +177,42 @@ class TestOtherFlags:
         assert Path(copied.run_dir, "flags.json").read_text() == before
         assert newest_step(Path(copied.run_dir)) == 24
 
+    def test_flags_are_compared_before_lengths(self, copied):
+        with pytest.raises(UsageError, match="--batch_size was 8 and is 24"):
+            train(dataclasses.replace(copied, batch_size=24))
+
+    @pytest.mark.parametrize(
+        ("change", "told"), [("more", "but now there are 49"), ("another", "they are not the same")]
+    )
+    def test_other_images_are_refused(self, change, told, tiny, image_folder, tmp_path):
+        images = shutil.copytree(image_folder, tmp_path / "images")
+        config = tiny(tmp_path, dataset=str(images), epochs=1)
+        train(config)
+        owls = images / "train" / "owl"
+        shutil.copy(owls / "01.png", owls / ("16.png" if change == "more" else "00.png"))
+        with pytest.raises(UsageError) as error:
+            train(dataclasses.replace(config, epochs=2))
+        assert "was begun with 48 images of" in one_line(error)
+        assert told in one_line(error)
+        again = train(dataclasses.replace(config, overwrite=True, epochs=2))
+        assert list(again.history) == ["0", "1", "2"]
+
+    @pytest.mark.parametrize("lost", ["model.json", "data.json"])
+    def test_run_of_an_earlier_version_is_refused(self, lost, copied):
+        Path(copied.run_dir, lost).unlink()
+        with pytest.raises(UsageError, match="earlier version"):
+            train(copied)
+        with pytest.raises(UsageError, match="--nrem_weight"):
+            flags = {**dataclasses.asdict(copied), "nrem_weight": 1.0}
+            Path(copied.run_dir, "flags.json").write_text(json.dumps(flags))
+            restore_run(copied.run_dir)
+
     @pytest.mark.parametrize("overwrite", [False, True])
     def test_folder_of_runs_is_no_runs_folder(self, copied, flags_of, outcome, overwrite):
         folder = Path(copied.run_dir)
-        above = dataclasses.replace(copied, run_dir=str(folder.parent), overwrite=overwrite)
+        above = dataclasses.replace(
+            copied, run_dir=str(folder.parent), saved_model_dir="elsewhere", overwrite=overwrite
+        )
         before = sorted(folder.parent.iterdir())
         status, _, error = outcome(program.main, *flags_of(above))
         assert status == 2
@@ -328,13 +351,14 @@ class TestCrash:
             )
             assert kept == expected
 
+    @pytest.mark.parametrize(("dies", "last"), [(9, 6), (12, 9)])
     def test_crash_within_an_epoch_continues_to_the_same_end(
-        self, uninterrupted, same_run, monkeypatch, state_of, assert_same_state
+        self, dies, last, uninterrupted, same_run, monkeypatch, state_of, assert_same_state
     ):
         save = tf.train.CheckpointManager.save
 
         def die_before(manager, checkpoint_number, **options):
-            if checkpoint_number == 9:
+            if checkpoint_number == dies:
                 raise Killed
             return save(manager, checkpoint_number=checkpoint_number, **options)
 
@@ -342,7 +366,7 @@ class TestCrash:
             patch.setattr(tf.train.CheckpointManager, "save", die_before)
             with pytest.raises(Killed):
                 train(same_run)
-        assert newest_step(Path(same_run.run_dir)) == 6
+        assert newest_step(Path(same_run.run_dir)) == last
         result = train(same_run)
         assert result.history == uninterrupted[1].history
         assert_same_state(state_of(same_run.run_dir), state_of(uninterrupted[0].run_dir))
@@ -353,10 +377,10 @@ class TestCrash:
     ):
         report = Reports.report
 
-        def die_instead(reports, number, *arguments):
-            if number == epoch:
+        def die_instead(reports, *arguments):
+            if reports.model.step.numpy() == 6 * epoch:
                 raise Killed
-            report(reports, number, *arguments)
+            report(reports, *arguments)
 
         with monkeypatch.context() as patch:
             patch.setattr(Reports, "report", die_instead)
@@ -430,6 +454,8 @@ class TestSignals:
             assert before < newest_step(folder) < 144
         train(same_long_run)
         assert_same_state(state_of(folder), state_of(uninterrupted_long.run_dir))
+        histories = (Path(run, "history.json") for run in (folder, uninterrupted_long.run_dir))
+        assert len({history.read_bytes() for history in histories}) == 1
 
     def test_interrupted_run_saves_says_how_to_continue_and_continues_to_the_same_end(
         self, uninterrupted_long, same_long_run, flags_of, state_of, assert_same_state

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from ad_keras.cli import parse
-from ad_keras.runs.config import CONDITIONS, RUN_ONLY, Config
 from ad_keras.data import DATASETS
 from ad_keras.errors import UsageError
+from ad_keras.runs.config import CONDITIONS, RUN_ONLY, Config
 
 FLAGS = Path(__file__).parents[2] / "flags"
 
@@ -16,6 +16,7 @@ OTHER_VALUES = {
     "dataset": "svhn",
     "data_dir": "somewhere",
     "strategy": "one_device",
+    "deterministic": True,
     "image_size": 64,
     "train_examples": 100,
     "latent_dim": 16,
@@ -232,6 +233,22 @@ def test_json_keeps_every_flag(changes):
 def test_other_json_is_not_taken_for_flags(text):
     with pytest.raises(ValueError, match=r"\S"):
         Config.from_json(text)
+
+
+def test_flags_of_another_version_are_named():
+    with pytest.raises(ValueError, match="another version .*--nrem_weight and --rem_weight$"):
+        Config.from_json('{"nrem_weight": 1.0, "rem_weight": 1.0}')
+
+
+def test_home_folders_are_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for config in (
+        Config(run_dir="~/a/run", saved_model_dir="~/an/export"),
+        command_line("--run_dir=~/a/run", "--saved_model_dir", "~/an/export"),
+    ):
+        assert config.run_path == tmp_path / "a" / "run"
+        assert config.export_path == tmp_path / "an" / "export"
+    assert command_line("--data_dir=~/data").data_dir == str(tmp_path / "data")
 
 
 def test_flags_that_a_continued_run_may_change_are_flags():

@@ -34,7 +34,9 @@ def random_latents(count=5):
 
 def trained_model(dtype="float32", steps=2):
     networks = {"image_size": SIZE, "latent_dim": LATENT, "base_filters": 4, "dtype": dtype}
-    model = PAD(build_encoder(**networks), build_generator(**networks), hippocampus=Hippocampus(BATCH))
+    model = PAD(
+        build_encoder(**networks), build_generator(**networks), hippocampus=Hippocampus(BATCH)
+    )
     rng = np.random.default_rng(0)
     for network in (model.encoder, model.generator):
         network.set_weights([rng.normal(0, 0.15, w.shape) for w in network.get_weights()])

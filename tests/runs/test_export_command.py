@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import ad_keras
 from ad_keras import export
 from ad_keras.data import load
 from ad_keras.errors import UsageError
-from ad_keras.runs.training import restore_run, train
+from ad_keras.runs.restore import restore_run
+from ad_keras.runs.training import train
 
 
 def read(folder: Path) -> dict[str, bytes]:
@@ -75,6 +77,25 @@ class TestFinishedRun:
         assert out.strip().endswith(config.saved_model_dir)
         assert Path(config.saved_model_dir, "encoder.keras").is_file()
 
+    def test_export_of_a_copy_leaves_that_of_the_original(
+        self, copied, tmp_path, monkeypatch, outcome
+    ):
+        monkeypatch.chdir(tmp_path)
+        config = dataclasses.replace(copied, saved_model_dir="told")
+        Path(config.run_dir, "flags.json").write_text(config.to_json())
+        assert outcome(export.main, f"--run_dir={config.run_dir}")[0] == 0
+        before = read(tmp_path / "told")
+        for folder in ("copy", "elsewhere/copy"):
+            shutil.copytree(config.run_dir, folder)
+        status, out, _ = outcome(export.main, "--run_dir=copy")
+        assert (status, out) == (0, "Encoder and generator after 24 steps: saved_models/copy\n")
+        status, _, error = outcome(export.main, "--run_dir=elsewhere/copy")
+        assert status == 2
+        assert re.fullmatch(r"error: .*--saved_model_dir\.\n", error)
+        assert read(tmp_path / "told") == before
+        said = json.loads(Path("saved_models", "copy", "metadata.json").read_text())
+        assert said["run"] == "copy"
+
     def test_export_changes_nothing_in_the_run(self, copied, tmp_path, outcome):
         before = read(Path(copied.run_dir))
         outcome(export.main, f"--run_dir={copied.run_dir}", f"--saved_model_dir={tmp_path / 'x'}")
@@ -108,15 +129,13 @@ class TestUnfinishedRun:
         )
         assert any((a != b).any() for a, b in zip(early, late, strict=True))
 
-    def test_run_without_a_checkpoint_is_one_line(self, tiny, tmp_path, outcome):
-        config = tiny(tmp_path)
-        Path(config.run_dir).mkdir()
-        Path(config.run_dir, "flags.json").write_text(config.to_json())
-        status, out, error = outcome(export.main, f"--run_dir={config.run_dir}")
+    def test_run_without_a_checkpoint_is_one_line(self, copied, outcome):
+        shutil.rmtree(Path(copied.run_dir, "checkpoints"))
+        status, out, error = outcome(export.main, f"--run_dir={copied.run_dir}")
         assert (status, out) == (2, "")
         assert re.fullmatch(r"error: .*\n", error)
-        assert f"{config.run_dir} has no checkpoint yet" in error
-        assert not Path(config.saved_model_dir).exists()
+        assert f"{copied.run_dir} has no checkpoint yet" in error
+        assert not Path(copied.saved_model_dir).exists()
 
 
 class TestNoRun:
@@ -174,7 +193,7 @@ class TestNothingIsLost:
             train(dataclasses.replace(copied, saved_model_dir=copied.run_dir))
         assert Path(copied.run_dir, "checkpoints", "recent", "step-24.index").is_file()
 
-    @pytest.mark.parametrize("target", ["run", "run/../", "."])
+    @pytest.mark.parametrize("target", ["run", "run/../", ".", "run/checkpoints"])
     def test_export_that_would_replace_its_run_is_refused_before_training(
         self, target, tiny, tmp_path
     ):
@@ -186,13 +205,13 @@ class TestNothingIsLost:
         self, finished, tmp_path, outcome, monkeypatch
     ):
         monkeypatch.chdir(tmp_path)
-        (tmp_path / "thesis.txt").write_text("long")
-        status, _, error = outcome(
-            export.main, f"--run_dir={finished[0].run_dir}", "--saved_model_dir=."
-        )
-        assert status == 2
-        assert re.fullmatch(r"error: .*\n", error)
-        assert (tmp_path / "thesis.txt").read_text() == "long"
+        for target in (".", "..", "x/.."):
+            status, _, error = outcome(
+                export.main, f"--run_dir={finished[0].run_dir}", f"--saved_model_dir={target}"
+            )
+            assert status == 2
+            assert re.fullmatch(rf"error: --saved_model_dir={target} .*\n", error)
+        assert not list(tmp_path.iterdir())
 
     def test_empty_folder_and_earlier_export_are_replaced(self, finished, tmp_path, outcome):
         target = tmp_path / "export"

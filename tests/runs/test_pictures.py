@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ad_keras.runs import pictures
 from ad_keras.dream import main
-from ad_keras.runs.training import restore_export, restore_run
+from ad_keras.runs import pictures
+from ad_keras.runs.restore import restore_export, restore_run
 
 ROWS = (2, 8, 3, 4)  # of the sheet's sections: wake, NREM, REM, walks
 PIXELS, GAP, MARGIN, HEADING = 64, 4, 118, 40
@@ -43,7 +43,7 @@ def frames_of(path) -> tuple[np.ndarray, list[int]]:
     return np.stack(frames), durations
 
 
-def pictures(folder, count: int, size: int = 32) -> None:
+def save_pictures(folder, count: int, size: int = 32) -> None:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
     for number in range(count):
@@ -121,7 +121,7 @@ def test_a_restored_export_is_the_model_of_the_run(finished):
 
 @pytest.mark.parametrize("place", ["", "train", "train/owl", "owl"])
 def test_folders_without_a_test_split_show_what_they_have(place, finished, tmp_path, outcome):
-    pictures(tmp_path / "album" / place, 4, size=48)
+    save_pictures(tmp_path / "album" / place, 4, size=48)
     arguments = ["--images=4", f"--dataset={tmp_path / 'album'}", f"--output_dir={tmp_path}"]
     assert outcome(main, f"--run_dir={finished[1].run_folder}", *arguments)[0] == 0
     shown = rows_of(sheet_of(tmp_path))[0][::2, :, :]
@@ -131,6 +131,14 @@ def test_folders_without_a_test_split_show_what_they_have(place, finished, tmp_p
     assert sorted(image.tobytes() for image in shown) == sorted(
         image.tobytes() for image in resized
     )
+
+
+def test_pictures_beside_folders_of_classes_are_shown(finished, image_folder, tmp_path, outcome):
+    folder = shutil.copytree(image_folder, tmp_path / "images")
+    save_pictures(folder / "samples", 4)
+    arguments = ["--images=4", f"--dataset={folder / 'samples'}", f"--output_dir={tmp_path}"]
+    status, _, error = outcome(main, f"--run_dir={finished[1].run_folder}", *arguments)
+    assert (status, error) == (0, "")
 
 
 def test_test_images_are_preferred(finished, image_folder, tmp_path, outcome):
@@ -271,7 +279,7 @@ def test_wrong_pictures_are_refused(finished, tmp_path, refusal):
     assert "--dataset=svnh" in refusal(run, "--dataset=svnh")
     (tmp_path / "empty").mkdir()
     assert "no images" in refusal(run, f"--dataset={tmp_path / 'empty'}")
-    pictures(tmp_path / "few", 5)
+    save_pictures(tmp_path / "few", 5)
     error = refusal(run, f"--dataset={tmp_path / 'few'}", "--images=6")
     assert "--images=6" in error
     assert "5 images" in error

@@ -1,3 +1,4 @@
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -21,13 +22,15 @@ from tensorboard.plugins import projector
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import ad_keras
-from ad_keras import data
-from ad_keras.runs import callbacks
+from ad_keras import data, dream, export
 from ad_keras import train as program
-from ad_keras.runs.config import RUN_ONLY
 from ad_keras.data import load, validation_split
 from ad_keras.errors import Interrupted, RunError, UsageError
-from ad_keras.runs.training import restore_run, train
+from ad_keras.runs import callbacks, reports
+from ad_keras.runs.build import build_model
+from ad_keras.runs.config import RUN_ONLY
+from ad_keras.runs.restore import restore_export, restore_run
+from ad_keras.runs.training import train
 
 SHEETS = ("wake", "nrem", "rem", "traversal")
 LOSSES = {
@@ -86,6 +89,27 @@ def largest_file(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+class StopAt(keras.callbacks.Callback):
+    """Asks training to stop after a step, and notes what it is told."""
+
+    def __init__(self, step: int | None = None):
+        super().__init__()
+        self.step, self.told = step, []
+
+    def on_train_begin(self, logs=None):
+        self.told.append("begin")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.told.append(epoch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.step.numpy()) == self.step:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        self.told.append("end")
+
+
 class TestRecords:
     def test_flags_are_saved(self, finished):
         config, result = finished
@@ -106,7 +130,6 @@ class TestRecords:
     def test_first_probe_is_of_the_untrained_encoder(self, finished, tiny, tmp_path):
         from ad_keras.measures.latents import encode
         from ad_keras.measures.probe import linear_probe
-        from ad_keras.runs.training import build_model
 
         config, result = finished
         images = load(config.dataset, "train")
@@ -135,18 +158,30 @@ class TestRecords:
                 assert logged[6 * epoch] == pytest.approx(expected, rel=1e-6)
         assert min(scalars(result.run_folder, "images_per_second").values()) > 0
 
-    def test_probe_is_logged_by_epoch(self, finished):
+    def test_probe_is_logged_at_its_step(self, finished):
         _, result = finished
         logged = scalars(result.run_folder, PROBE)
-        assert sorted(logged) == [0, 1, 2, 3, 4]
-        for epoch, accuracy in logged.items():
-            assert accuracy == pytest.approx(result.history[str(epoch)][PROBE])
+        assert sorted(logged) == [0, 6, 12, 18, 24]
+        for step, accuracy in logged.items():
+            assert accuracy == pytest.approx(result.history[str(step // 6)][PROBE])
 
-    def test_dreams_and_latents_are_logged_by_epoch(self, finished):
+    def test_epoch_is_logged_beside_the_step(self, finished):
+        logged = scalars(finished[1].run_folder, "epoch")
+        assert logged == {step: pytest.approx(step / 6) for step in range(2, 25, 2)}
+
+    def test_short_run_has_its_losses_at_every_epochs_end(self, tiny, tmp_path):
+        result = train(tiny(tmp_path, log_every=50))
+        for tag in LOSSES:
+            logged = scalars(result.run_folder, tag)
+            assert logged == {
+                6 * epoch: pytest.approx(result.history[str(epoch)][tag]) for epoch in (1, 2)
+            }
+
+    def test_dreams_and_latents_are_logged_at_their_steps(self, finished):
         _, result = finished
         found = events(result.run_folder)
         for tag in (*(f"dreams/{name}" for name in SHEETS), "latents"):
-            assert [step for step, _ in found[tag]] == [0, 1, 2, 3, 4], tag
+            assert [step for step, _ in found[tag]] == [0, 6, 12, 18, 24], tag
         for name in SHEETS:
             _, _, *pictures = tf.make_ndarray(found[f"dreams/{name}"][-1][1].tensor)
             shown = tf.io.decode_png(pictures[0]).numpy()
@@ -214,7 +249,7 @@ class TestRecords:
         result = train(config)
         assert [epoch for epoch, entry in result.history.items() if PROBE in entry] == ["0", "3"]
         found = events(result.run_folder)
-        assert [step for step, _ in found[PROBE]] == [0, 3]
+        assert [step for step, _ in found[PROBE]] == [0, 18]
         assert not any(tag.startswith("dreams/") for tag in found)
         assert not (result.run_folder / "figures").exists()
 
@@ -223,7 +258,7 @@ class TestRecords:
         probed = [epoch for epoch, entry in result.history.items() if PROBE in entry]
         assert probed == ["0", "3", "5"]
         shown = [step for step, _ in events(result.run_folder)["dreams/rem"]]
-        assert shown == [0, 2, 4, 5]
+        assert shown == [0, 12, 24, 30]
 
 
 class TestRepeatability:
@@ -450,29 +485,163 @@ class TestDivergence:
         assert re.fullmatch(r"error: .* at step \d+.*\n", error)
         assert "--encoder_learning_rate" in error
 
-    def test_weight_that_is_not_finite_is_not_saved(self, tiny, tmp_path, monkeypatch):
-        fit = keras.Model.fit
+    def test_weight_that_is_not_finite_is_not_saved(self, tiny, tmp_path):
         config = tiny(tmp_path, epochs=3)
 
-        def fit_and_spoil(model, *arguments, initial_epoch, **options):
-            if initial_epoch == 2:
-                first = model.generator.trainable_variables[0]
+        def spoil(epoch, logs=None):
+            if epoch == 2:
+                first = callback.model.generator.trainable_variables[0]
                 first.assign(tf.fill(first.shape, np.inf))
-            return fit(model, *arguments, initial_epoch=initial_epoch, **options)
 
-        monkeypatch.setattr(keras.Model, "fit", fit_and_spoil)
+        callback = keras.callbacks.LambdaCallback(on_epoch_begin=spoil)
         with pytest.raises(RunError, match=r"step-12"):
-            train(config)
+            train(config, [callback])
         assert restore_run(Path(config.run_dir))[1].step.numpy() == 12
 
     def test_latents_that_overflow_are_one_line(self, tiny, tmp_path, monkeypatch):
         def overflowing(encoder, images):
             return np.full((len(images), 8), np.inf, np.float32)
 
-        monkeypatch.setattr(callbacks, "encode", overflowing)
+        monkeypatch.setattr(reports, "encode", overflowing)
         with pytest.raises(RunError) as error:
             train(tiny(tmp_path))
         assert "\n" not in str(error.value)
+
+
+class TestOtherFailures:
+    @pytest.mark.parametrize(
+        ("failure", "expected"),
+        [
+            (
+                tf.errors.ResourceExhaustedError(
+                    None, None, "{{function_node f}} OOM when allocating tensor [Op:Conv2D] name: "
+                ),
+                "OOM when allocating tensor.",
+            ),
+            (
+                tf.errors.InvalidArgumentError(
+                    None,
+                    None,
+                    "Graph execution error:\n\nDetected at node a/b defined at\n"
+                    '  File "x.py", line 3, in f\n\nwrong shape\n\t [[{{node a/b}}]] [Op:g]',
+                ),
+                "wrong shape.",
+            ),
+            (MemoryError("Unable to allocate 7 TiB"), "Unable to allocate 7 TiB."),
+        ],
+    )
+    def test_cause_is_told_in_one_line(
+        self, failure, expected, tiny, tmp_path, flags_of, outcome, monkeypatch
+    ):
+        def fail(*_, **__):
+            raise failure
+
+        monkeypatch.setattr(callbacks.LossLog, "on_train_batch_end", fail)
+        status, _, error = outcome(program.main, *flags_of(tiny(tmp_path)))
+        assert status == 1
+        assert error.startswith(f"error: the run in {tmp_path / 'run'} failed: {expected} What")
+        assert error.count("\n") == 1
+        assert "disk" not in error
+
+
+class TestCallbacks:
+    def test_callbacks_see_one_training_of_a_run_that_stopped_within_an_epoch(
+        self, finished, tmp_path, state_of, assert_same_state
+    ):
+        config = dataclasses.replace(
+            finished[0], run_dir=str(tmp_path / "run"), saved_model_dir=str(tmp_path / "export")
+        )
+        first, second = StopAt(15), StopAt()
+        result = train(config, [first])
+        assert first.told == ["begin", 0, 1, 2, "end"]
+        assert list(result.history) == ["0", "1", "2"]
+        said = json.loads(Path(result.export_folder, "metadata.json").read_text())
+        assert said["step"] == restore_run(result.run_folder)[1].step.numpy() == 15
+        result = train(config, [second])
+        assert second.told == ["begin", 2, 3, "end"]
+        assert result.history == finished[1].history
+        assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
+
+    def test_run_can_be_stopped_early_by_its_probe_and_ends_in_order(self, tiny, tmp_path):
+        stop = keras.callbacks.EarlyStopping(
+            "ridge_probe/validation_accuracy", mode="max", baseline=1.5, patience=2
+        )
+        config = tiny(tmp_path, epochs=9, probe_every=1, dream_every=3)
+        result = train(config, [stop])
+        assert list(result.history) == ["0", "1", "2"]
+        assert (result.export_folder / "encoder.keras").is_file()
+        assert [step for step, _ in events(result.run_folder)["dreams/rem"]] == [0, 12]
+        assert sorted(scalars(result.run_folder, "ridge_" + PROBE)) == [0, 6, 12]
+
+    def test_last_probe_of_a_run_that_stops_early_is_made(self, tiny, tmp_path):
+        result = train(tiny(tmp_path, epochs=9), [StopAt(12)])
+        assert [epoch for epoch, entry in result.history.items() if PROBE in entry] == ["0", "2"]
+
+    def test_training_works_in_a_thread(self, tiny, tmp_path):
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            result = pool.submit(train, tiny(tmp_path, epochs=1)).result()
+        assert list(result.history) == ["0", "1"]
+
+
+def with_sgd(config):
+    model = build_model(config)
+    model.compile(keras.optimizers.SGD(0.01), keras.optimizers.SGD(0.01))
+    return model
+
+
+def with_more_filters(config):
+    return build_model(dataclasses.replace(config, base_filters=5))
+
+
+@pytest.fixture(scope="module")
+def own(tiny, tmp_path_factory):
+    """Configuration of a run of a model that the flags do not describe."""
+    config = tiny(tmp_path_factory.mktemp("own"), epochs=1)
+    train(config, build=with_sgd)
+    return config
+
+
+class TestOwnModel:
+    def test_model_of_ones_own_is_trained_and_restored(self, own):
+        config, model = restore_run(own.run_dir, build=with_sgd)
+        assert config == own
+        assert isinstance(model.encoder_optimizer, keras.optimizers.SGD)
+        _, exported = restore_export(own.saved_model_dir, build=with_sgd)
+        for network in ("encoder", "generator"):
+            weights = (getattr(whose, network).get_weights() for whose in (model, exported))
+            for first, second in zip(*weights, strict=True):
+                np.testing.assert_array_equal(first, second)
+        longer = dataclasses.replace(own, epochs=2)
+        assert list(train(longer, build=with_sgd).history) == ["0", "1", "2"]
+
+    @pytest.mark.parametrize(
+        ("build", "told"),
+        [
+            (build_model, r"encoder_optimizer was SGD\(.*\) and is FusedAdam\("),
+            (with_more_filters, r"encoder was kernel \[.*, 4\] and is kernel \[.*, 5\]"),
+        ],
+    )
+    def test_other_model_is_refused(self, build, told, own):
+        before = Path(own.run_dir, "model.json").read_bytes()
+        with pytest.raises(UsageError, match=told) as error:
+            train(dataclasses.replace(own, epochs=2), build=build)
+        assert "\n" not in str(error.value)
+        assert "was begun with another model" in str(error.value)
+        with pytest.raises(UsageError, match=told):
+            restore_run(own.run_dir, build=build)
+        assert Path(own.run_dir, "model.json").read_bytes() == before
+
+    def test_commands_say_how_to_restore_it(self, own, outcome):
+        for main, flag, call in (
+            (export.main, f"--run_dir={own.run_dir}", "restore_run"),
+            (dream.main, f"--run_dir={own.run_dir}", "restore_run"),
+            (dream.main, f"--export={own.saved_model_dir}", "restore_export"),
+        ):
+            status, out, error = outcome(main, flag)
+            assert (status, out) == (2, "")
+            assert re.fullmatch(
+                rf"error: .*parts of its own.*{call}\(folder, build=\.\.\.\).\n", error
+            )
 
 
 class TestDisk:
@@ -529,7 +698,7 @@ class TestDisk:
         def refuse(path, text):
             raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-        monkeypatch.setattr(callbacks, "write_atomically", refuse)
+        monkeypatch.setattr(reports, "write_atomically", refuse)
         status, _, error = outcome(program.main, *flags_of(tiny(tmp_path)))
         assert status == 1
         assert re.fullmatch(r"error: .*history\.json: Read-only file system.*\n", error)
@@ -551,7 +720,8 @@ class TestCommandLine:
     def test_process_is_quiet_and_ends_with_where_everything_is(
         self, finished, tiny, tmp_path, flags_of, state_of, assert_same_state
     ):
-        config = tiny(tmp_path, epochs=4, dream_every=2)
+        # Without effect on a CPU.
+        config = tiny(tmp_path, epochs=4, dream_every=2, deterministic=True)
         done = subprocess.run(
             [sys.executable, "-m", "ad_keras.train", *flags_of(config)],
             capture_output=True,
@@ -592,24 +762,9 @@ class TestCommandLine:
         for path in re.findall(r"^Dreams: (.*)$", out, re.MULTILINE):
             assert Path(path).is_file()
 
-    def test_fewer_epochs_than_were_trained_are_refused(
-        self, tiny, tmp_path, flags_of, outcome, monkeypatch
-    ):
+    def test_fewer_epochs_than_were_trained_are_refused(self, tiny, tmp_path, flags_of, outcome):
         config = tiny(tmp_path, epochs=3)
-
-        class Stopped(Exception):
-            pass
-
-        def stop(reports, epoch, logs=None):
-            report(reports, epoch, logs)
-            if epoch == 1:
-                raise Stopped
-
-        report = callbacks.Reports.on_epoch_end
-        with monkeypatch.context() as patch:
-            patch.setattr(callbacks.Reports, "on_epoch_end", stop)
-            with pytest.raises(Stopped):
-                train(config)
+        train(config, [StopAt(12)])
         before = (tmp_path / "run" / "flags.json").read_bytes()
         status, out, error = outcome(program.main, *flags_of(config), "--epochs=1")
         assert (status, out) == (2, "")

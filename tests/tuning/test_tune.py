@@ -21,7 +21,8 @@ from ad_keras.cli import parse
 from ad_keras.errors import Interrupted, RunError, UsageError
 from ad_keras.runs import callbacks
 from ad_keras.runs.config import CONDITIONS, Config
-from ad_keras.runs.training import restore_run, train
+from ad_keras.runs.restore import restore_run
+from ad_keras.runs.training import train
 from ad_keras.tune import main
 from ad_keras.tuning import distributed, search, space
 from ad_keras.tuning.config import TuneConfig

@@ -1,0 +1,1 @@
+"""One training run: its flags, folder, checkpoints, callbacks, pictures and export."""

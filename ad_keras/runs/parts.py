@@ -1,0 +1,59 @@
+"""What a model is made of, in a form that can be saved beside a run and compared."""
+
+import json
+
+import keras
+
+from ad_keras.pad.model import PAD
+
+_NETWORKS = ("encoder", "generator")
+# Names may be numbered anew in each process; the precision of what is restored is another.
+_PASSING = ("name", "dtype")
+
+
+def describe_model(model: PAD) -> dict:
+    """The parts of a model, its settings and the shapes of its weights, as JSON has them.
+
+    Args:
+        model: compiled.
+    """
+    config, compiled = model.get_config(), model.get_compile_config()
+    described = {name: value for name, value in config.items() if name not in _NETWORKS}
+    for network in _NETWORKS:
+        weights = getattr(model, network).weights
+        described[network] = [f"{weight.name} {list(weight.shape)}" for weight in weights]
+        described[f"{network}_optimizer"] = compiled[f"{network}_optimizer"]
+    return _lasting(json.loads(json.dumps(described, default=keras.saving.serialize_keras_object)))
+
+
+def difference(before: dict, now: dict) -> str:
+    """What differs between two models, in a phrase; empty if nothing does.
+
+    Args:
+        before: from `describe_model`.
+        now: likewise.
+    """
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    told = []
+    for name in names:
+        first, second = before.get(name), now.get(name)
+        if name in _NETWORKS and first and second:
+            pairs = [pair for pair in zip(first, second, strict=False) if pair[0] != pair[1]]
+            counts = (f"{len(first)} weights", f"{len(second)} weights")
+            first, second = pairs[0] if pairs else counts
+        told.append(f"{name} was {_phrase(first)} and is {_phrase(second)}")
+    return "; ".join(told)
+
+
+def _lasting(value):
+    if isinstance(value, dict):
+        return {key: _lasting(entry) for key, entry in value.items() if key not in _PASSING}
+    return [_lasting(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _phrase(value) -> str:
+    if isinstance(value, dict) and "class_name" in value:
+        arguments = value.get("config") or {}
+        inner = ", ".join(f"{name}={_phrase(entry)}" for name, entry in arguments.items())
+        return f"{value['class_name']}({inner})"
+    return str(value)

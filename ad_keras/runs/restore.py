@@ -1,0 +1,112 @@
+"""Trained models back from what runs leave: checkpoints and exports."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import tensorflow as tf
+
+from ad_keras.errors import UsageError, first_line
+from ad_keras.pad.model import PAD
+from ad_keras.runs.build import build_model
+from ad_keras.runs.checkpoints import Checkpoints
+from ad_keras.runs.config import Config
+from ad_keras.runs.export import load_encoder
+from ad_keras.runs.folder import load_config, read_record
+from ad_keras.runs.parts import describe_model, difference
+
+
+def restore_run(
+    folder: str | Path, epoch: int | None = None, build: Callable[[Config], PAD] = build_model
+) -> tuple[Config, PAD]:
+    """The model of an existing run, in float32 whatever the precision of its training.
+
+    Args:
+        folder: of the run. If it was copied or moved, the configuration names this folder, and
+            the default export of this folder.
+        epoch: whose end to restore, of those that `Checkpoints` keeps; None for the newest state.
+        build: makes the compiled model of a configuration, as it did for `train`.
+
+    Raises:
+        UsageError: if the folder is no run's, the run has no checkpoint yet, or `build` gives a
+            model of other parts.
+        RunError: if no checkpoint can be read, or that of the epoch cannot.
+    """
+    folder = Path(folder)
+    config, described = load_config(folder), read_record(folder, "model.json")
+    if folder.resolve() != config.run_path.resolve():
+        config = dataclasses.replace(config, run_dir=str(folder), saved_model_dir=None)
+    model = _rebuilt(config, build, described, f"the run in {folder}", "restore_run(folder")
+    checkpoints = Checkpoints(model, folder)
+    if epoch is None:
+        for note in checkpoints.restore():
+            print(note, flush=True)
+    else:
+        checkpoints.restore_epoch(epoch)
+    if not model.step.numpy():
+        raise UsageError(f"the run in {folder} has no checkpoint yet: continue its training.")
+    return config, model
+
+
+def restore_export(
+    folder: str | Path, build: Callable[[Config], PAD] = build_model
+) -> tuple[Config, PAD]:
+    """The model of a run, from the networks that it exported.
+
+    Args:
+        folder: the export.
+        build: makes the compiled model of a configuration, as it did for `train`.
+
+    Raises:
+        UsageError: if the folder is no export of a run, a part of it cannot be read, or `build`
+            gives a model of other parts.
+    """
+    folder = Path(folder)
+    encoder = load_encoder(folder)
+    try:
+        metadata = json.loads((folder / "metadata.json").read_text())
+        config, described = Config.from_json(json.dumps(metadata["flags"])), metadata["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _not_whole(folder, error) from error
+    model = _rebuilt(config, build, described, f"the export {folder}", "restore_export(folder")
+    try:
+        model.encoder.set_weights(encoder.get_weights())
+        generator = tf.saved_model.load(str(folder / "generator"))
+        model.generator.set_weights([variable.numpy() for variable in generator.variables])
+        model.step.assign(metadata["step"])
+    except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
+        raise _not_whole(folder, error) from error
+    return config, model
+
+
+def export_metadata(config: Config, model: PAD) -> dict:
+    """What an export says of the run it comes from."""
+    return {
+        "dataset": config.dataset,
+        "condition": config.condition,
+        "seed": config.seed,
+        "run": config.run_path.name,
+        "flags": dataclasses.asdict(config),
+        "model": describe_model(model),
+    }
+
+
+def _rebuilt(
+    config: Config, build: Callable[[Config], PAD], described: dict, what: str, call: str
+) -> PAD:
+    model = build(dataclasses.replace(config, precision="float32"))
+    different = difference(described, describe_model(model))
+    if different and build is build_model:
+        raise UsageError(
+            f"{what} has parts of its own ({different}): restore it in Python, with "
+            f"{call}, build=...)."
+        )
+    if different:
+        raise UsageError(f"`build` gives another model than that of {what}: {different}.")
+    return model
+
+
+def _not_whole(folder: Path, error: Exception) -> UsageError:
+    reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else first_line(error)
+    return UsageError(f"{folder} is not the whole export of a run ({reason}): export it again.")
