@@ -23,14 +23,17 @@ setup(
     description="Perturbed and adversarial dreaming (PAD) for TensorFlow and Keras",
     python_requires=">=3.11",
     packages=find_packages(include=["ad_keras", "ad_keras.*"]),
+    package_data={"ad_keras.reproduction": ["report.html"]},
     install_requires=[
         "absl-py",
         "grpcio",
         "importlib_resources",  # tensorflow-datasets imports it without asking for it
+        "jinja2",
         "keras>=3.10",
         "keras-tuner>=1.4.8,<1.5",  # a search relies on some of its internals
         "matplotlib",
         "numpy",
+        "pandas>=2.1",
         "pillow>=10.1",
         "scikit-learn",
         "scipy",

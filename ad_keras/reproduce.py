@@ -16,7 +16,8 @@ def main(argv: Sequence[str]) -> None:
     """
     program = "python -m ad_keras.reproduce"
     config = parse(ReproduceConfig, argv, program)
-    resolve(config.dataset)
+    if not config.results_dir:
+        resolve(config.dataset)
     with quiet_start():
         from ad_keras.reproduction.runs import estimate, reproduce
     if config.dry_run:

@@ -1,174 +1,247 @@
-"""Pictures of results."""
+"""Pictures of results. Where there are several seeds, bands and bars' whiskers are of 95 %."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ad_keras.measures.statistics import summarise
 
 # Okabe and Ito's colours, told apart by all kinds of colour vision, and two more, so that ten
-# classes have ten; shapes tell the rest.
+# classes have ten; shapes and dashes tell the rest.
 _COLOURS = (
-    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"),
-    *("#D55E00", "#000000", "#B8A400", "#999999", "#6F2DA8"),
+    *("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7"),
+    *("#56B4E9", "#B8A400", "#000000", "#999999", "#6F2DA8"),
 )
-_SHAPES = "osD^vPX*<>"
+_SHAPES = "os^DvPX*><"
+_DASHES = ("-", "--", "-.", "-", ":")
 _POINTS = 2000  # of a map; more would hide each other
 _MOST_NAMES = 20  # classes whose names fit along an axis
 
-
 _NAMES = {
+    "full": "PAD",
+    "no_memory_mix": "w/o memory mix",
+    "no_rem": "w/o REM",
+    "no_nrem": "w/o NREM",
+    "wake_only": "Wake only",
+    "rem_noise_only": "REM from noise only",
+    "rem_mix_only": "REM from memories only",
+    "rem_before_nrem": "REM before NREM",
+    "nrem_mixed": "NREM of mixed memories",
     "intra_inter_ratio": "intra/inter-class",
     "occluded_inter_ratio": "clean-occluded/inter-class",
     "nrem_replayed": "NREM, before occlusion",
     "nrem": "NREM",
     "rem": "REM",
     "probe": "paper's probe",
+    "logistic_probe": "logistic regression",
     "ridge_probe": "ridge probe",
+    "knn": "nearest neighbours",
+    "tile_1": "tiles of 1 px",
+    "tile_2": "tiles of 2 px",
+    "tile_4": "tiles of 4 px",
+    "tile_8": "tiles of 8 px",
+}
+
+
+_BARS = {
+    "layers": ("accuracy on test images", "probe", "logistic_probe", "ridge_probe"),
+    "distances": ("ratio of mean distances", "intra_inter_ratio", "occluded_inter_ratio"),
+    "fid": ("FID", "reconstructions", "nrem_replayed", "nrem", "rem"),
 }
 
 
 def readable(name: str) -> str:
-    """A name of `results.json` as people write it."""
+    """A condition, or a name of `results.json`, as people write it."""
     return _NAMES.get(name, name.replace("_", " "))
 
 
 def draw(
-    results: dict, maps: dict[str, np.ndarray], labels: np.ndarray | None
+    frame: pd.DataFrame,
+    classes: Sequence[str],
+    confusion: np.ndarray | None = None,
+    maps: Mapping[str, pd.DataFrame] = {},
 ) -> dict[str, Figure]:
-    """Draws what can be drawn of results.
+    """Draws what can be drawn of the results of one condition.
 
     Args:
-        results: of one model, or of several, combined.
-        maps: coordinates [N, 2] of the first N test images, by the map's name.
-        labels: of the test images, or None.
+        frame: as `ad_keras.evaluation.report.tidy` makes it.
+        classes: their names.
+        confusion: counts of test images [true class, predicted class], or None.
+        maps: coordinates `x` and `y` and the `label` of test images, by the map's name.
 
     Returns:
         Figures by name: `occlusion`, `confusion`, `layers`, `distances`, `fid` and the maps, as
         far as they were measured.
     """
-    metrics, names = results["metrics"], results["class_names"]
-    parts = {
-        name: (entry.get("mean", entry.get("values")), entry.get("sem"))
-        for name, entry in metrics.items()
-    }
     figures = {}
-    if "occlusion" in parts:
-        shares = metrics["occlusion"]["protocol"]["probabilities"]
-        figures["occlusion"] = _curves(*parts["occlusion"], shares, 1 / len(names))
-    if "probe" in parts:
-        figures["confusion"] = _confusion(parts["probe"][0]["trained"]["confusion"], names)
-    if "layers" in parts:
-        figures["layers"] = _bars(
-            *parts["layers"], ("probe", "ridge_probe"), "accuracy on test images"
-        )
-    if "distances" in parts:
-        ratios = ("intra_inter_ratio", "occluded_inter_ratio")
-        figures["distances"] = _bars(*parts["distances"], ratios, "ratio of mean distances")
-    if "fid" in parts:
-        values, errors = parts["fid"]
-        kinds = tuple(values["late"])
-        figures["fid"] = _bars(
-            _times(values),
-            _times(errors),
-            kinds,
-            "FID",
-            ("real test images", values["test_images"]),
-        )
-    for name, coordinates in maps.items():
-        figures[name] = _map(coordinates, labels, names, "component" if name == "pca" else "t-SNE")
+    curve = frame[frame.metric == "occlusion"]
+    if len(curve):
+        lines = curve.assign(series=curve.of, x=100 * curve.figure.astype(float))
+        figures["occlusion"] = curves({"": lines}, "occluded tiles [%]", chance=1 / len(classes))
+    if confusion is not None:
+        figures["confusion"] = _confusion(confusion, classes)
+    for metric, (quantity, *series) in _BARS.items():
+        rows = frame[(frame.metric == metric)]
+        floor = rows[rows.of == "test_images"].value.mean()
+        rows = rows[rows.figure.isin(series)].rename(columns={"of": "group", "figure": "series"})
+        if len(rows):
+            figures[metric] = bars({"": rows}, quantity, floor)
+    for name, points in maps.items():
+        quantity = "component" if name == "pca" else "t-SNE"
+        figures[name] = scatter({"": points}, classes, quantity)
     return figures
 
 
-def _times(values: dict | None) -> dict | None:
-    if values is None:
-        return None
-    return {time: values[time] for time in ("early", "late") if time in values}
+def curves(
+    panels: Mapping[str, pd.DataFrame],
+    quantity: str,
+    of: str = "linear separability [%]",
+    *,
+    order: Sequence[str] | None = None,
+    chance: float | None = None,
+    scale: float = 100.0,
+) -> Figure:
+    """Lines with 95 % bands, of which each point is the mean over seeds.
 
-
-def _axes(width: float = 5.0, height: float = 3.6):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _curves(curves: dict, errors: dict | None, shares: Sequence[float], chance: float) -> Figure:
-    figure, axes = _axes()
-    percent = 100 * np.asarray(shares)
-    for place, (name, curve) in enumerate(curves.items()):
-        axes.errorbar(
-            percent,
-            100 * np.asarray(curve),
-            None if errors is None else 100 * np.asarray(errors[name]),
-            color=_COLOURS[place],
-            marker=_SHAPES[place],
-            markersize=4,
-            label=f"tiles of {name.removeprefix('tile_')} px",
-        )
-    axes.axhline(100 * chance, color="grey", linestyle=":", label="chance")
-    axes.set(xlabel="occluded tiles [%]", ylabel="linear separability [%]")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    Args:
+        panels: by title, lines with `series`, `x` and `value`, a line for each seed.
+        quantity: along the axis of `x`.
+        of: along the other axis.
+        order: of all series there could be, which gives each its colour.
+        chance: accuracy of guessing, drawn dotted.
+        scale: that values are multiplied by.
+    """
+    figure, grid = _grid(len(panels), 4.4, 3.4)
+    for axes, (title, frame) in zip(grid, panels.items(), strict=True):
+        names = list(dict.fromkeys(frame.series))
+        for name in names:
+            place = (order or names).index(name)
+            points = (
+                frame[frame.series == name].dropna(subset="value").groupby("x").value.apply(list)
+            )
+            sums = [summarise(values) for values in points]
+            means, halves = (
+                scale * np.array([getattr(s, a) for s in sums]) for a in ("mean", "half")
+            )
+            colour = _COLOURS[place % len(_COLOURS)]
+            axes.plot(
+                points.index,
+                means,
+                _DASHES[place % len(_DASHES)],
+                color=colour,
+                marker=_SHAPES[place % len(_SHAPES)],
+                markersize=4,
+                label=readable(name),
+            )
+            axes.fill_between(
+                points.index, means - halves, means + halves, color=colour, alpha=0.2, linewidth=0
+            )
+        if chance is not None:
+            axes.axhline(scale * chance, color="grey", linestyle=":", linewidth=1, label="chance")
+        axes.set(title=title, xlabel=quantity)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    grid[0].set_ylabel(of)
+    _legend(figure, grid)
     return figure
 
 
-def _confusion(counts: Sequence[Sequence[float]], names: Sequence[str]) -> Figure:
-    counts = np.asarray(counts, float)
+def bars(panels: Mapping[str, pd.DataFrame], quantity: str, floor: float = math.nan) -> Figure:
+    """Groups of bars with 95 % intervals.
+
+    Args:
+        panels: by title, lines with `group`, `series` and `value`, a line for each seed.
+        quantity: of the bars.
+        floor: value of real test images, drawn dotted; NaN for none.
+    """
+    groups = max(frame.group.nunique() for frame in panels.values())
+    figure, grid = _grid(len(panels), max(4.4, 0.9 * groups), 3.6)
+    for axes, (title, frame) in zip(grid, panels.items(), strict=True):
+        names, series = (list(dict.fromkeys(frame[column])) for column in ("group", "series"))
+        for place, name in enumerate(series):
+            rows = frame[frame.series == name].dropna(subset="value")
+            sums = {group: summarise(list(values)) for group, values in rows.groupby("group").value}
+            drawn = axes.bar(
+                [names.index(g) + (place + 0.5) * 0.8 / len(series) - 0.4 for g in sums],
+                [s.mean for s in sums.values()],
+                0.8 / len(series),
+                yerr=[np.nan_to_num(s.half) for s in sums.values()],
+                color=_COLOURS[place % len(_COLOURS)],
+                label=readable(name),
+            )
+            axes.bar_label(drawn, fmt="%.3g", padding=3, fontsize=7)
+        axes.set_xticks(range(len(names)), map(readable, names), rotation=30, ha="right")
+        if math.isfinite(floor):
+            axes.axhline(floor, color="black", linestyle=":", label="real test images")
+        axes.set(title=title)
+    grid[0].set_ylabel(quantity)
+    _legend(figure, grid)
+    return figure
+
+
+def scatter(
+    panels: Mapping[str, pd.DataFrame], classes: Sequence[str], quantity: str = "component"
+) -> Figure:
+    """Maps of latents, a point for each of the first test images.
+
+    Args:
+        panels: by title, lines with `x`, `y` and, where it is known, the class's `label`.
+        classes: their names.
+        quantity: of the axes.
+    """
+    figure, grid = _grid(len(panels), 4.4, 3.8, shared=False)
+    for axes, (title, points) in zip(grid, panels.items(), strict=True):
+        points = points.head(_POINTS)
+        labels = points.label if "label" in points else pd.Series(0, points.index)
+        for label, rows in points.groupby(labels):
+            axes.scatter(
+                *(rows.x, rows.y),
+                s=14,
+                linewidths=0,
+                alpha=0.8,
+                color=_COLOURS[label % len(_COLOURS)],
+                marker=_SHAPES[label % len(_SHAPES)],
+                label=classes[label] if 0 < len(classes) <= _MOST_NAMES else None,
+            )
+        axes.set(title=title, xlabel=f"{quantity} 1", ylabel=f"{quantity} 2")
+    _legend(figure, grid)
+    return figure
+
+
+def _confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = _axes(5.4, 4.6)
+    figure, (axes,) = _grid(1, 5.4, 4.6)
     picture = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
-    if len(names) <= _MOST_NAMES:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
+    if len(classes) <= _MOST_NAMES:
+        axes.set_xticks(range(len(classes)), classes, rotation=90)
+        axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(picture, label="share of the true class [%]")
     return figure
 
 
-def _bars(
-    values: dict,
-    errors: dict | None,
-    series: Sequence[str],
-    quantity: str,
-    line: tuple[str, float] | None = None,
-) -> Figure:
-    """Groups of bars, one for each key of `values`, with a bar for each of `series`."""
-    figure, axes = _axes(max(5.0, 1.3 * len(values)))
-    width = 0.8 / len(series)
-    for place, name in enumerate(series):
-        axes.bar(
-            np.arange(len(values)) + (place - (len(series) - 1) / 2) * width,
-            [group[name] for group in values.values()],
-            width,
-            yerr=None if errors is None else [group[name] for group in errors.values()],
-            color=_COLOURS[place],
-            label=readable(name),
-        )
-    axes.set_xticks(range(len(values)), [readable(name) for name in values])
-    if line is not None:
-        axes.axhline(line[1], color="black", linestyle=":", label=line[0])
-    axes.set(ylabel=quantity)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+def _grid(
+    panels: int, width: float, height: float, *, shared: bool = True
+) -> tuple[Figure, Sequence[Axes]]:
+    columns = 2 if panels == 4 else min(panels, 3)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width * columns + 1.2, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=shared, squeeze=False).flatten()
+    for axes in grid:
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[panels:]:
+        axes.set_axis_off()
+    return figure, grid[:panels]
 
 
-def _map(
-    coordinates: np.ndarray, labels: np.ndarray | None, names: Sequence[str], quantity: str
-) -> Figure:
-    figure, axes = _axes(5.6, 4.4)
-    coordinates = coordinates[:_POINTS]
-    classes = np.zeros(len(coordinates), int) if labels is None else labels[: len(coordinates)]
-    for label in np.unique(classes):
-        axes.scatter(
-            *coordinates[classes == label].T,
-            s=14,
-            linewidths=0,
-            alpha=0.8,
-            color=_COLOURS[label % len(_COLOURS)],
-            marker=_SHAPES[label % len(_SHAPES)],
-            label=names[label] if names else None,
-        )
-    axes.set(xlabel=f"{quantity} 1", ylabel=f"{quantity} 2")
-    if 0 < len(names) <= _MOST_NAMES:
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.5)
-    return figure
+def _legend(figure: Figure, grid: Sequence[Axes]) -> None:
+    handles = {}
+    for axes in grid:
+        found, names = axes.get_legend_handles_labels()
+        handles |= dict(zip(names, found, strict=True))
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)

@@ -1,20 +1,23 @@
-"""Results as a table, a file, pictures and TensorBoard entries."""
+"""Results as one tidy table, from which come the text, pictures and TensorBoard entries."""
 
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 from ad_keras.evaluation import plots
-from ad_keras.evaluation.published import LINEAR_SEPARABILITY
+from ad_keras.evaluation.published import EPOCHS, LINEAR_SEPARABILITY, SEEDS
+from ad_keras.measures.statistics import summarise
 from ad_keras.runs.folder import write_atomically
 
 _TITLES = {
     "probe": "linear probe (the paper's, SGD)",
+    "logistic_probe": "linear probe (logistic regression)",
     "ridge_probe": "linear probe (ridge)",
     "layers": "layers",
     "knn": "nearest neighbours (cosine)",
@@ -27,40 +30,76 @@ _TITLES = {
 }
 _UNITLESS = {"distances", "fid", "kid", "density_coverage"}  # the others are shares
 _LEFT_OUT = {"alpha", "intra_class", "inter_class", "clean_occluded", "deviation_of_subsets"}
-_SHOWN_TILE = "tile_4"  # of the occlusion curves: the paper's, at 30 % and 60 %
-_SHOWN_OCCLUSIONS = (3, 6)
-_PUBLISHED_EPOCHS = 50
+_SHOWN_OCCLUSIONS = (("tile_4", "0.3"), ("tile_4", "0.6"))
+_MAPPED = 2000  # points of a map that are written
+
+
+def tidy(results: dict) -> pd.DataFrame:
+    """Every figure of results, a line each.
+
+    Args:
+        results: of one model as `results.json` has them, or of several, combined.
+
+    Returns:
+        Columns `run`; `metric`; `of`, such as `trained`, `late` or `tile_4`; `figure`, such as
+        `accuracy`, `nrem`, the share of occluded tiles, or nothing; and `value`. Of principal
+        components there is the sum of the explained variance. Figures by class are left out.
+    """
+    names = results.get("runs", [results.get("name")])
+    rows = [
+        (run, metric, *figure.partition("/")[::2], value)
+        for metric, entry in results["metrics"].items()
+        for run, values in zip(
+            names, entry["values"] if "runs" in results else [entry["values"]], strict=True
+        )
+        for figure, value in _figures(metric, values or {}, entry.get("protocol", {}))
+    ]
+    frame = pd.DataFrame(rows, columns=["run", "metric", "of", "figure", "value"])
+    return frame.astype({"value": float})
 
 
 def combine(results: Sequence[dict]) -> dict:
     """Mean and standard error over runs of the same condition.
 
     Args:
-        results: at least two, as `evaluate` makes them, of the same metrics.
+        results: at least two, as `evaluate` makes them.
 
     Returns:
-        The same with `mean` and `sem` (of the mean; the deviation has n - 1) for `values`.
+        The same with, for each metric, `values` of each run (None where it lacks the metric), and
+        by figure their `mean` and `sem` (the deviation has n - 1) over the runs that have it.
+        `lacking` names what some of the runs do not have, such as an early epoch.
     """
-    first = results[0]
-    shared = {
-        key: value
-        for key, value in first.items()
-        if key not in ("name", "step", "training_seed", "metrics")
+    single = ("name", "step", "training_seed", "metrics")
+    protocols = {
+        name: entry["protocol"] for result in results for name, entry in result["metrics"].items()
     }
-    metrics = {}
-    for name, entry in first["metrics"].items():
-        values = [result["metrics"][name]["values"] for result in results]
-        metrics[name] = {
-            "protocol": entry["protocol"],
-            "mean": _over_runs(values, lambda runs: runs.mean(axis=0)),
-            "sem": _over_runs(values, lambda runs: runs.std(axis=0, ddof=1) / len(runs) ** 0.5),
-        }
-    return {
+    combined = {
         "runs": [result["name"] for result in results],
         "training_seeds": [result["training_seed"] for result in results],
-        **shared,
-        "metrics": metrics,
+        **{key: value for key, value in results[0].items() if key not in single},
+        "metrics": {
+            name: {
+                "protocol": protocol,
+                "values": [result["metrics"].get(name, {}).get("values") for result in results],
+                "mean": {},
+                "sem": {},
+            }
+            for name, protocol in protocols.items()
+        },
     }
+    frame = tidy(combined)
+    for (metric, of, figure), values in frame.groupby(["metric", "of", "figure"]).value:
+        summary, name = summarise(values), f"{of}/{figure}".rstrip("/")
+        combined["metrics"][metric]["mean"][name] = summary.mean
+        combined["metrics"][metric]["sem"][name] = summary.sem
+    parts = (frame.metric + " " + frame.of).groupby(frame.run).unique()
+    everything = dict.fromkeys(part for run in parts for part in run)
+    combined["lacking"] = {
+        run: missing
+        for run in combined["runs"]
+        if (missing := [part for part in everything if part not in set(parts.get(run, []))])
+    }
+    return combined
 
 
 def table(results: dict) -> str:
@@ -69,15 +108,17 @@ def table(results: dict) -> str:
     Args:
         results: of one model, or of several, combined.
     """
-    lines = [("metric", "of", "ours", "published")]
-    for name, entry in results["metrics"].items():
-        title = _TITLES.get(name, "")
-        errors = dict(_figures(name, entry["sem"])) if "sem" in entry else {}
-        for label, value in _figures(name, entry.get("mean", entry.get("values"))):
-            published = _published(results) if (name, label) == ("probe", "trained") else ""
-            shown = _number(name, value, errors.get(label))
-            lines.append((title, label, shown, published))
-            title = ""
+    lines, shown = [("metric", "of", "ours", "published")], None
+    grouped = tidy(results).groupby(["metric", "of", "figure"], sort=False).value
+    for (metric, *path), values in grouped:
+        label = _label(metric, *path)
+        if label is None:
+            continue
+        title = _TITLES.get(metric, metric) if metric != shown else ""
+        of_table_1 = (metric, *path) == ("probe", "trained", "mean_of_seeds")
+        published = _published(results) if of_table_1 else ""
+        lines.append((title, label, _number(metric, values), published))
+        shown = metric
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     rule = "-" * (sum(widths) + 6)
     rows = [
@@ -93,7 +134,7 @@ def write(
     maps: dict[str, np.ndarray] | None = None,
     labels: np.ndarray | None = None,
 ) -> None:
-    """Writes `results.json` and `figures/*.png`.
+    """Writes `results.json`, `figures/*.png`, and the maps' first 2,000 points as CSV beside them.
 
     Args:
         results: of one model, or of several, combined. NaN becomes null.
@@ -101,11 +142,27 @@ def write(
         maps: coordinates [N, 2] of the first N test images, by the map's name.
         labels: of the test images, or None.
     """
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    figures = folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_without_nan(results), indent=1, allow_nan=False)
     write_atomically(folder / "results.json", text + "\n")
-    for name, figure in plots.draw(results, maps or {}, labels).items():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
+    points = {}
+    for name, coordinates in (maps or {}).items():
+        points[name] = pd.DataFrame(coordinates[:_MAPPED], columns=["x", "y"])
+        if labels is not None:
+            points[name]["label"] = labels[: len(points[name])]
+        text = points[name].to_csv(index=False, float_format="%.5g")
+        write_atomically(figures / f"{name}.csv", text)
+    probes = results["metrics"].get("probe", {}).get("values", [])
+    counts = [
+        probe["trained"]["confusion"]
+        for probe in (probes if isinstance(probes, list) else [probes])
+        if probe and "confusion" in probe["trained"]
+    ]
+    confusion = np.sum(np.asarray(counts, np.float64), axis=0) if counts else None
+    drawn = plots.draw(tidy(results), results["class_names"], confusion, points)
+    for name, figure in drawn.items():
+        figure.savefig(figures / f"{name}.png", dpi=120)
 
 
 def log(results: dict, folder: Path) -> None:
@@ -118,65 +175,60 @@ def log(results: dict, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     writer = tf.summary.create_file_writer(str(folder))
     with writer.as_default(step=results["epochs"]):
-        for name, entry in results["metrics"].items():
-            for path, value in _leaves(entry["values"]):
-                if not isinstance(value, list) and math.isfinite(value):
-                    tf.summary.scalar("/".join(("evaluation", name, *path)), value)
-        for tile, curve in results["metrics"].get("occlusion", {}).get("values", {}).items():
-            # The share of occluded tiles, in percent, is the step.
-            for place, accuracy in enumerate(curve):
-                tf.summary.scalar(f"evaluation/occlusion/{tile}", accuracy, step=10 * place)
+        for row in tidy(results).dropna().itertuples():
+            tag = f"evaluation/{row.metric}/{row.of}"
+            if row.metric == "occlusion":  # the share of occluded tiles, in percent, is the step
+                tf.summary.scalar(tag, row.value, step=round(100 * float(row.figure)))
+            else:
+                tf.summary.scalar(f"{tag}/{row.figure}".rstrip("/"), row.value)
     writer.close()
 
 
-def _over_runs(values: Sequence, reduce: Callable[[np.ndarray], np.ndarray]):
-    if isinstance(values[0], dict):
-        return {key: _over_runs([value[key] for value in values], reduce) for key in values[0]}
-    return reduce(np.asarray(values, np.float64)).tolist()
-
-
-def _leaves(values: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+def _figures(metric: str, values: dict, protocol: dict) -> Iterator[tuple[str, float]]:
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
-
-
-def _figures(metric: str, values: dict) -> Iterator[tuple[str, float]]:
-    """The figures of a metric that the table shows, with their names."""
-    for path, value in _leaves(values):
-        name = path[-1]
-        if metric == "occlusion":
-            for place in _SHOWN_OCCLUSIONS * (name == _SHOWN_TILE):
-                yield f"{10 * place} % of tiles of 4 px", value[place]
-        elif metric == "density_coverage" and path[0] == "early":
-            continue
+            yield from ((f"{key}/{rest}", v) for rest, v in _figures(metric, value, protocol))
+        elif metric == "occlusion":
+            for share, accuracy in zip(protocol["probabilities"], value, strict=True):
+                yield f"{key}/{share:g}", accuracy
         elif metric == "pca":
-            yield f"{path[0]}, variance in two", float(np.sum(value))
-        elif not isinstance(value, list) and name not in _LEFT_OUT:
-            parts = [plots.readable(part) for part in path if part not in ("accuracy", "distance")]
-            yield ", ".join(parts), value
+            yield key, float(np.sum(value))
+        elif not isinstance(value, list):
+            yield key, value
 
 
-def _number(metric: str, value: float, error: float | None) -> str:
-    if value is None or math.isnan(value):
+def _label(metric: str, of: str, figure: str) -> str | None:
+    """A figure's name in the table, or None if it is not shown."""
+    if metric == "occlusion":
+        shown = f"{100 * float(figure):.0f} % of {plots.readable(of)}"
+        return shown if (of, figure) in _SHOWN_OCCLUSIONS else None
+    path = [of, *figure.split("/")]
+    if path[-1] in _LEFT_OUT or (metric == "density_coverage" and of == "early"):
+        return None
+    names = {"accuracy": "", "distance": "", "explained_variance": "variance in two"}
+    parts = (names.get(part, plots.readable(part)) for part in path)
+    return ", ".join(part for part in parts if part)
+
+
+def _number(metric: str, values: pd.Series) -> str:
+    summary = summarise(values)
+    if not math.isfinite(summary.mean):
         return "not finite"
     scale = {"kid": 1000.0}.get(metric, 1.0 if metric in _UNITLESS else 100.0)
     digits = {"fid": 2, "kid": 2}.get(metric, 3 if metric in _UNITLESS else 1)
     unit = "" if metric in _UNITLESS else " %"
-    shown = f"{scale * value:.{digits}f}"
-    return shown + (f" +- {scale * error:.{digits}f}" if error is not None else "") + unit
+    error = f" +- {scale * summary.sem:.{digits}f}" if summary.count > 1 else ""
+    return f"{scale * summary.mean:.{digits}f}{error}{unit}"
 
 
 def _published(results: dict) -> str:
-    if results["trained_on"] != results["dataset"]:
+    if results.get("differences", ["unknown"]) or results["trained_on"] != results["dataset"]:
         return ""
-    found = LINEAR_SEPARABILITY.get(results["dataset"], {}).get(results["condition"])
-    if found is None:
+    table_1 = LINEAR_SEPARABILITY[results["dataset"]]
+    if results["condition"] not in table_1:
         return ""
-    mean, error = found
-    return f"{100 * mean:.2f} +- {100 * error:.2f} % (epoch {_PUBLISHED_EPOCHS}, 4 seeds)"
+    mean, error = table_1[results["condition"]]
+    return f"{100 * mean:.2f} +- {100 * error:.2f} % (epoch {EPOCHS}, {SEEDS} seeds)"
 
 
 def _heading(results: dict) -> list[str]:
@@ -186,6 +238,10 @@ def _heading(results: dict) -> list[str]:
     else:
         who = f"{results['name']}: {trained}, seed {results['training_seed']}"
     lines = [f"{who}, on {results['dataset']}"]
+    for run, missing in results.get("lacking", {}).items():
+        lines.append(f"without {run}, which has no {', '.join(missing)}: the means of these")
+    if results.get("differences"):
+        lines.append(f"not as in the paper: {'; '.join(results['differences'])}")
     if "features" in results:
         features = results["features"]
         line = f"dreams compared in features of: {features['name']}"

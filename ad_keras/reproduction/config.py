@@ -44,7 +44,7 @@ class ReproduceConfig:
     probe_every: int = flag(1, "Runs", "epochs between the probes of Figure 4")
     dream_every: int = flag(1, "Runs", "epochs between picture grids in TensorBoard (0: none)")
 
-    images: int = flag(10_000, "Measurements", "dreams of a kind compared with real images")
+    num_dreams: int = flag(10_000, "Measurements", "dreams of a kind compared with real images")
     probe_seeds: int = flag(5, "Measurements", "seeds that the paper's probe is averaged over")
     features: str = flag(
         "classifier",
@@ -64,8 +64,16 @@ class ReproduceConfig:
         "model and seed 0; finished ones are reused, others continued",
     )
     saved_models_dir: str = flag("saved_models", "Folders", "of the exported networks")
+    results_dir: str | None = flag(
+        None,
+        "Folders",
+        "only report on the runs in it, folders with flags.json, history.json and results.json: "
+        "nothing is trained or measured, and the flags above are not needed",
+    )
     output_dir: str | None = flag(
-        None, "Folders", "for report.html, report.md, pictures/ (default: runs/<data set>-report)"
+        None,
+        "Folders",
+        "for report.html, report.md, pictures/ (default: --results_dir, or runs/<data set>-report)",
     )
     cache_dir: str = flag(
         "~/.cache/ad_keras", "Folders", "for the classifier and features of real images"
@@ -102,8 +110,8 @@ class ReproduceConfig:
     @property
     def report_path(self) -> Path:
         """The folder of the report."""
-        if self.output_dir:
-            return Path(self.output_dir)
+        if self.output_dir or self.results_dir:
+            return Path(self.output_dir or self.results_dir)
         return Path(self.runs_dir) / f"{self._plain_name('full', 0)}-report"
 
     def run_config(self, condition: str, seed: int) -> Config:
@@ -130,7 +138,7 @@ class ReproduceConfig:
             run_dir=(run_dir,),
             dataset=self.dataset,
             data_dir=self.data_dir,
-            images=self.images,
+            images=self.num_dreams,
             features=self.features,
             inception_weights=self.inception_weights,
             probe_seeds=self.probe_seeds,

@@ -1,396 +1,348 @@
-"""Whether our figures say what the paper's say: pure functions of results and histories."""
+"""The paper's claims as data, and what our figures say of them: pure functions of a tidy table."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 
-TITLES = {
-    "full": "PAD",
-    "no_memory_mix": "w/o memory mix",
-    "no_rem": "w/o REM",
-    "no_nrem": "w/o NREM",
-    "wake_only": "Wake only",
-    "rem_noise_only": "REM from noise only",
-    "rem_mix_only": "REM from memories only",
-    "rem_before_nrem": "REM before NREM",
-    "nrem_mixed": "NREM of mixed memories",
-}
-"""The conditions as the paper's figures name them."""
+from ad_keras.evaluation import published, report
+from ad_keras.measures.statistics import Comparison, Summary, compare, summarise
 
-PROBES = {"probe": "the paper's probe", "ridge_probe": "the ridge probe"}
-"""Both linear probes. Their figures are never compared with each other."""
+NOT_MEASURED = "not measured"
+FIRST = "first"  # epoch of a history
+COLUMNS = ["condition", "seed", "epoch", "metric", "of", "figure", "value"]
 
-OCCLUDED = 0.3  # the share of tiles at which the paper compares distances, and we the curves
-PAPERS_TILE = 4
+Figure = tuple[str, str, str]
+"""Where a figure stands in the tidy table: `metric`, `of` and `figure`."""
 
-AGREES = "Agrees with the paper"
-DISAGREES = "Does not agree with the paper"
-UNDECIDED = "Undecided"
-NOT_JUDGED = "Cannot be judged"
+ACCURACY: Figure = ("probe", "trained", "mean_of_seeds")
+LOST: Figure = ("occlusion", "tile_4", "lost_accuracy")
+AREA: Figure = ("occlusion", "tile_4", "area")
+_HELD_OUT: Figure = ("probe", "validation_accuracy", "")
+_INTRA: Figure = ("distances", "trained", "intra_inter_ratio")
+_OCCLUDED_SHARE = 0.3  # of tiles, at which the paper compares distances, and we the curves
 
-_CLEAR = 2.0  # standard errors that a difference must be away from zero
+NO_EFFECT = 0.03
+"""Within how much accuracy "no effect" is judged: less than the smallest difference that the paper
+reports as an effect on CIFAR-10 (memory mix, 4.4 points)."""
+
+NO_BIG_EFFECT = 0.06
+"""The same of "no big difference": half of what REM makes on CIFAR-10 (12.3 points)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Statistic:
-    """A figure over the seeds of a condition.
+class Claim:
+    """A claim of the paper: a figure of one condition is above another's, or equivalent to it.
 
     Attributes:
-        mean: over the seeds.
-        sem: standard error of the mean (the deviation has n - 1); None for one seed.
-        count: of the seeds.
+        source: table or figure of the paper.
+        text: what the paper found.
+        first: the condition that is claimed to be above.
+        second: the other one. The same condition compares two figures of the same runs.
+        figure: that is compared.
+        than: with which figure, if that is another one.
+        epochs: of both; None is the epoch at which runs are compared, `FIRST` a history's first.
+        margin: of equivalence; None claims that the first is above.
+        dataset: of the paper, on which alone it found that; None for both.
+        counted: whether it is a claim of the paper, or only checks how robust one is.
     """
 
-    mean: float
-    sem: float | None
-    count: int
+    source: str
+    text: str
+    first: str
+    second: str
+    figure: Figure
+    than: Figure | None = None
+    epochs: tuple[int | str | None, int | str | None] = (None, None)
+    margin: float | None = None
+    dataset: str | None = None
+    counted: bool = True
 
-    def text(self, scale: float = 1.0, digits: int = 2, unit: str = "") -> str:
-        """The figure as people write it.
+    @property
+    def is_share(self) -> bool:
+        """Whether people read the figures in percent."""
+        return self.figure[0] not in ("fid", "distances", "wake") and self.figure != AREA
 
-        Args:
-            scale: that it is multiplied by.
-            digits: after the point.
-            unit: written behind it.
-        """
-        if not math.isfinite(self.mean):
-            return "not finite"
-        shown = f"{scale * self.mean:.{digits}f}"
-        if self.sem is not None:
-            shown += f" ± {scale * self.sem:.{digits}f}"
-        return shown + unit
+
+_RAISES = "raises linear separability"
+_TABLE_1 = (
+    Claim("Table 1", f"REM {_RAISES}", "full", "no_rem", ACCURACY),
+    Claim("Table 1", f"Mixing memories in REM {_RAISES}", "full", "no_memory_mix", ACCURACY),
+    Claim(
+        "Table 1",
+        "NREM does not change linear separability of clean images (CIFAR-10)",
+        *("full", "no_nrem", ACCURACY),
+        margin=NO_EFFECT,
+        dataset="cifar10",
+    ),
+    Claim(
+        "Table 1",
+        f"NREM {_RAISES} of clean images (SVHN)",
+        *("full", "no_nrem", ACCURACY),
+        dataset="svhn",
+    ),
+)
+_SUPPLEMENT = {
+    "rem_noise_only": "REM from noise only",
+    "rem_mix_only": "REM from memories only",
+    "rem_before_nrem": "REM before NREM",
+}
+_LATE = "from epoch 50 to 100 (held-out images)"
+
+CLAIMS = (
+    *_TABLE_1,
+    *(
+        Claim(
+            "Figure 3",
+            f"{kind.upper()} dreams come nearer to real images as PAD trains: their FID falls",
+            *("full", "full", ("fid", "early", kind), ("fid", "late", kind)),
+        )
+        for kind in ("nrem", "rem")
+    ),
+    Claim(
+        "Figure 4",
+        f"Training PAD {_RAISES} (held-out images)",
+        *("full", "full", _HELD_OUT),
+        epochs=(None, FIRST),
+    ),
+    Claim(
+        "Figure 5",
+        "Without NREM, a larger share of the accuracy above chance is lost under 30 % occlusion",
+        *("no_nrem", "full", LOST),
+    ),
+    Claim(
+        "Figure 6",
+        "Without REM, distances within classes are larger, against those between classes",
+        *("no_rem", "full", _INTRA),
+    ),
+    Claim(
+        "Figure 6",
+        "Without NREM, occluded images are further from clean ones, against distances between "
+        "classes",
+        *("no_nrem", "full", ("distances", "trained", "occluded_inter_ratio")),
+    ),
+    *(
+        Claim(
+            "Supplement",
+            f"{text} makes no big difference to linear separability",
+            *(condition, "full", ACCURACY),
+            margin=NO_BIG_EFFECT,
+        )
+        for condition, text in _SUPPLEMENT.items()
+    ),
+    Claim(
+        "Supplement",
+        "NREM of mixed memories protects less: a larger share is lost under 30 % occlusion",
+        *("nrem_mixed", "full", LOST),
+    ),
+    Claim(
+        "Supplement",
+        f"PAD keeps its linear separability {_LATE}",
+        *("full", "full", _HELD_OUT),
+        epochs=(100, 50),
+        margin=NO_EFFECT,
+    ),
+    *(
+        Claim(
+            "Supplement",
+            f"{text} loses linear separability {_LATE}",
+            *(condition, condition, _HELD_OUT),
+            epochs=(50, 100),
+        )
+        for condition, text in (("no_nrem", "PAD without NREM"), ("wake_only", "Wake only"))
+    ),
+    # From here on: how robust these are.
+    *(
+        dataclasses.replace(
+            claim,
+            text=f"{claim.text}: {name}",
+            figure=(metric, "trained", "accuracy"),
+            counted=False,
+        )
+        for metric, name in (("logistic_probe", "logistic regression"), ("ridge_probe", "ridge"))
+        for claim in _TABLE_1
+    ),
+    *(
+        dataclasses.replace(claim, counted=False)
+        for claim in (
+            Claim("Table 1", f"REM {_RAISES} without NREM", "no_nrem", "wake_only", ACCURACY),
+            Claim("Figure 4", f"REM {_RAISES} (held-out images)", "full", "no_rem", _HELD_OUT),
+            *(
+                Claim(
+                    "Figure 5",
+                    f"Without NREM, more is lost under 30 % occlusion: tiles of {tile} px",
+                    *("no_nrem", "full", ("occlusion", f"tile_{tile}", "lost_accuracy")),
+                )
+                for tile in (1, 2, 8)
+            ),
+            Claim("Figure 5", "NREM enlarges the area under the curve", "full", "no_nrem", AREA),
+            Claim(
+                "Figure 6",
+                "Without REM, the ratio within classes is nearer to the untrained encoder's",
+                *("full", "no_rem", ("distances", "from_untrained", "intra_inter_ratio")),
+            ),
+            Claim(
+                "Figure 3",
+                "Reconstructions improve with training: their loss falls",
+                *("full", "full", ("wake", "reconstruction_loss", "")),
+                epochs=(FIRST, None),
+            ),
+        )
+    ),
+)
+"""One comparison for each claim of the paper, then the checks."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What the paper found, and whether we do.
+    """What our figures say of a claim.
 
     Attributes:
-        claim: what the paper found.
-        verdict: one of `AGREES`, `DISAGREES`, `UNDECIDED` and `NOT_JUDGED`.
-        figures: of ours that decide it.
+        claim: of the paper.
+        first: the figure that is claimed to be above; None where it was not measured.
+        second: the other one.
+        comparison: of both; None where one is missing.
     """
 
-    claim: str
-    verdict: str
-    figures: str
+    claim: Claim
+    first: Summary | None
+    second: Summary | None
+    comparison: Comparison | None
+
+    @property
+    def verdict(self) -> str:
+        """One of `ad_keras.measures.statistics`, or `NOT_MEASURED`."""
+        return NOT_MEASURED if self.comparison is None else self.comparison.verdict
 
 
-@dataclasses.dataclass(frozen=True)
-class Measurements:
-    """All that was measured.
-
-    Attributes:
-        results: by condition, for each seed what `results.json` says.
-        histories: by condition, for each seed what `history.json` says.
-    """
-
-    results: dict[str, list[dict]]
-    histories: dict[str, list[dict]]
-
-    def per_seed(self, condition: str, figure: Callable[[dict], float]) -> Statistic | None:
-        """A figure of a condition, or None where what it needs was not measured.
-
-        Args:
-            condition: whose.
-            figure: computes it from what `results.json` has under `metrics`.
-        """
-        try:
-            values = [figure(result["metrics"]) for result in self.results.get(condition, [])]
-        except (KeyError, IndexError):
-            return None
-        return statistic(values) if values else None
-
-    def value(self, condition: str, metric: str, *path: str | int) -> Statistic | None:
-        """A measured figure of a condition, or None where it is not there.
-
-        Args:
-            condition: whose.
-            metric: as in `results.json`.
-            *path: from the metric's values to the figure.
-        """
-
-        def find(metrics: dict) -> float:
-            value = metrics[metric]["values"]
-            for key in path:
-                value = value[key]
-            return math.nan if value is None else value  # null stands for NaN
-
-        return self.per_seed(condition, find)
-
-    def over_epochs(self, condition: str, name: str) -> dict[int, Statistic]:
-        """A figure of the history by epoch, for the epochs that all seeds have it for.
-
-        Args:
-            condition: whose.
-            name: of the figure in `history.json`.
-        """
-        curves = [
-            {int(epoch): entry[name] for epoch, entry in history.items() if name in entry}
-            for history in self.histories.get(condition, [])
-        ]
-        shared = set.intersection(*map(set, curves)) if curves else set()
-        return {epoch: statistic([curve[epoch] for curve in curves]) for epoch in sorted(shared)}
-
-    def occluded(self, condition: str, tile: int, share: float) -> Statistic | None:
-        """Accuracy of the paper's probe on occluded images.
-
-        Args:
-            condition: whose.
-            tile: side of the tiles in pixels.
-            share: of occluded tiles.
-        """
-        return self.per_seed(condition, lambda metrics: _on_curve(metrics, tile, share))
-
-    def lost_accuracy(self, condition: str, tile: int) -> Statistic | None:
-        """The share of its clean accuracy that a condition loses under 30 % occlusion.
-
-        Args:
-            condition: whose.
-            tile: side of the tiles in pixels.
-        """
-
-        def lost(metrics: dict) -> float:
-            clean = _on_curve(metrics, tile, 0.0)
-            return 1 - _on_curve(metrics, tile, OCCLUDED) / clean if clean else math.nan
-
-        return self.per_seed(condition, lost)
-
-
-def statistic(values: Sequence[float]) -> Statistic:
-    """Mean and standard error of figures of several seeds."""
-    values = np.asarray(values, np.float64)
-    sem = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-    return Statistic(float(values.mean()), sem, len(values))
-
-
-def separability(measured: Measurements, probe: str) -> list[Finding]:
-    """What Table 1 says: REM and its mixed memories separate classes, and NREM does no harm.
+def tidy(condition: str, seed: int, results: dict | None, history: dict) -> pd.DataFrame:
+    """All figures of a run, a line each.
 
     Args:
-        measured: all that was measured.
-        probe: of `PROBES`.
+        condition: of the run.
+        seed: of the run.
+        results: what `results.json` says; None if the run was not measured.
+        history: what `history.json` says.
+
+    Returns:
+        `COLUMNS`. Figures of the history, such as `probe/validation_accuracy`, are in `metric` and
+        `of`. Of each curve under occlusion there are, too, the `lost_accuracy` under 30 %
+        occlusion, as a share of the accuracy above chance, and the `area` under the curve of what
+        is left of that, which is 1 where nothing is lost; of distances, how far the ratio within
+        classes is `from_untrained`.
     """
-    claims = (
-        ("REM raises linear separability", "full", "no_rem"),
-        ("Mixing memories in REM raises linear separability", "full", "no_memory_mix"),
-        ("REM raises it without NREM too", "no_nrem", "wake_only"),
-        # Published for both data sets, though on CIFAR-10 within the standard errors.
-        ("NREM does not lower linear separability", "full", "no_nrem"),
-        ("NREM does not lower it without REM either", "no_rem", "wake_only"),
-    )
-    return [
-        _ahead(
-            f"{claim} ({PROBES[probe]})",
-            *((name, accuracy(measured, name, probe)) for name in pair),
-            percent=True,
-        )
-        for claim, *pair in claims
+    rows = [
+        (condition, seed, int(epoch), *name.split("/", 1), "", value)
+        for epoch, entry in history.items()
+        for name, value in entry.items()
+        if "/" in name
     ]
+    if results is not None:
+        measured = report.tidy(results)[COLUMNS[3:]]
+        lines = [*measured.itertuples(index=False), *_derived(measured, chance(results))]
+        rows += [(condition, seed, epoch_of(results), *line) for line in lines]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
 
 
-def accuracy(
-    measured: Measurements, condition: str, probe: str, of: str = "trained"
-) -> Statistic | None:
-    """Accuracy on the clean test images.
+def epoch_of(results: dict) -> int:
+    """After how many epochs a run was measured."""
+    return results.get("epoch", results["epochs"])
+
+
+def chance(results: dict) -> float:
+    """Accuracy of always guessing the commonest class of the test images."""
+    probe = results["metrics"].get("probe", {}).get("values") or {}
+    counts = probe.get("trained", {}).get("confusion")
+    if counts is None or None in counts[0]:
+        return 1 / len(results["class_names"])
+    totals = np.sum(counts, axis=1)
+    return float(totals.max() / totals.sum())
+
+
+def published_figures(dataset: str) -> pd.DataFrame:
+    """Table 1 of the paper in the form of `tidy`: four seeds with its means and errors.
 
     Args:
-        measured: all that was measured.
+        dataset: by name.
+    """
+    rows = [
+        (condition, seed, published.EPOCHS, *ACCURACY, value)
+        for condition in published.LINEAR_SEPARABILITY[dataset]
+        for seed, value in enumerate(published.sample(dataset, condition))
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def values(
+    frame: pd.DataFrame, condition: str, figure: Figure, at: int, epoch: int | str | None = None
+) -> pd.Series:
+    """A figure of each seed of a condition, as far as it is finite.
+
+    Args:
+        frame: of `tidy`, of all runs.
         condition: whose.
-        probe: of `PROBES`. The paper's is a noisy one: this is the mean over its seeds.
-        of: what the probe reads: `trained`, `untrained` or `pixels`.
+        figure: which.
+        at: the epoch at which runs are compared.
+        epoch: None for that, a number, or `FIRST`.
     """
-    averaged = probe == "probe" and of != "pixels"
-    return measured.value(condition, probe, of, "mean_of_seeds" if averaged else "accuracy")
+    wanted = dict(zip(("condition", "metric", "of", "figure"), (condition, *figure), strict=True))
+    rows = frame[np.logical_and.reduce([frame[name] == text for name, text in wanted.items()])]
+    if epoch == FIRST:
+        rows = rows[(rows.epoch == rows.epoch.min()) & (rows.epoch < at)]
+    else:
+        rows = rows[rows.epoch == (at if epoch is None else epoch)]
+    found = rows.set_index("seed").value
+    return found[np.isfinite(found)].sort_index()
 
 
-def dreams(measured: Measurements) -> list[Finding]:
-    """What Figure 3 says: dreams come nearer to real images."""
-    findings = []
-    for kind, name in (("nrem", "NREM"), ("rem", "REM")):
-        early, late = (
-            (f"PAD's {time} dreams", measured.value("full", "fid", time, kind))
-            for time in ("early", "late")
-        )
-        claim = f"{name} dreams come nearer to real images while PAD trains: their FID falls"
-        findings.append(_ahead(claim, early, late, digits=2))
-    return findings
-
-
-def learning(measured: Measurements, probe: str) -> list[Finding]:
-    """What Figure 4 says: separability grows with training, and REM's lead is there at the end.
+def judge(claim: Claim, frame: pd.DataFrame, at: int) -> Finding:
+    """What the figures say of a claim.
 
     Args:
-        measured: all that was measured.
-        probe: of `PROBES`.
+        claim: of `CLAIMS`.
+        frame: of `tidy`, of all runs.
+        at: the epoch at which runs are compared.
     """
-    name = f"{probe}/validation_accuracy"
-    first, last = (_end(measured, "full", name, end) for end in (0, -1))
-    without = _end(measured, "no_rem", name, -1)
-    return [
-        _ahead(
-            f"Training PAD raises linear separability ({PROBES[probe]})", last, first, percent=True
-        ),
-        _ahead(
-            f"With REM it ends higher than without ({PROBES[probe]})", last, without, percent=True
-        ),
-    ]
+    paired = claim.first == claim.second
+    first = values(frame, claim.first, claim.figure, at, claim.epochs[0])
+    second = values(frame, claim.second, claim.than or claim.figure, at, claim.epochs[1])
+    if paired:
+        both = first.index.intersection(second.index)
+        first, second = first[both], second[both]
+    summaries = [summarise(part) if len(part) else None for part in (first, second)]
+    if None in summaries:
+        return Finding(claim, *summaries, None)
+    return Finding(claim, *summaries, compare(first, second, paired=paired, margin=claim.margin))
 
 
-def robustness(measured: Measurements, tiles: Sequence[int]) -> list[Finding]:
-    """What Figure 5 says: NREM makes the latents robust against occlusion.
+def judge_all(frame: pd.DataFrame, dataset: str, at: int) -> tuple[list[Finding], list[Finding]]:
+    """What the figures say of the paper's claims, and of the checks.
 
     Args:
-        measured: all that was measured.
-        tiles: sides of the tiles in pixels.
+        frame: of `tidy`, of all runs.
+        dataset: that they are of. What the paper found on one data set counts on that, is left out
+            on its other one, and is a check on all others.
+        at: the epoch at which runs are compared.
     """
-    return [
-        _ahead(
-            "Without NREM a larger share of the clean accuracy is lost under "
-            f"{100 * OCCLUDED:.0f} % occlusion (tiles of {tile} px)",
-            *((name, measured.lost_accuracy(name, tile)) for name in ("no_nrem", "full")),
-            percent=True,
-        )
-        for tile in tiles
-    ]
+    claims, checks = [], []
+    for claim in CLAIMS:
+        own = claim.dataset in (None, dataset)
+        if own or dataset not in published.LINEAR_SEPARABILITY:
+            (claims if claim.counted and own else checks).append(judge(claim, frame, at))
+    return claims, checks
 
 
-def chance(measured: Measurements) -> Finding:
-    """What Figure 5 says of its right end: nothing can be told of images that are all hidden."""
-    claim = "Of images that are all occluded, neither model tells more than chance"
-    levels = {name: measured.occluded(name, PAPERS_TILE, 1.0) for name in ("full", "no_nrem")}
-    missing = [name for name, level in levels.items() if level is None]
-    if missing:
-        return Finding(claim, NOT_JUDGED, _missing(missing))
-    confusion = measured.results["full"][0]["metrics"]["probe"]["values"]["trained"]["confusion"]
-    counts = np.sum(confusion, axis=1)
-    # All these images are one and the same, so one class is guessed: at best the commonest.
-    highest = float(counts.max() / counts.sum())
-    shown = ", ".join(
-        f"{TITLES[name]}: {level.text(100, 1, ' %')}" for name, level in levels.items()
-    )
-    within = all(level.mean <= highest + 1e-6 for level in levels.values())
-    return Finding(
-        claim,
-        AGREES if within else DISAGREES,
-        f"{shown}; always guessing the commonest class: {100 * highest:.1f} %",
-    )
-
-
-def distances(measured: Measurements) -> list[Finding]:
-    """What Figure 6 says: REM draws classes together, NREM draws occluded images to clean ones."""
-
-    def ratio(condition: str, name: str) -> Statistic | None:
-        return measured.value(condition, "distances", "trained", name)
-
-    def gap(condition: str) -> Statistic | None:
-        def compute(metrics: dict) -> float:
-            trained, untrained = (
-                metrics["distances"]["values"][name][intra] for name in ("trained", "untrained")
-            )
-            return abs(trained - untrained)
-
-        return measured.per_seed(condition, compute)
-
-    intra, occluded = "intra_inter_ratio", "occluded_inter_ratio"
-    return [
-        _ahead(
-            "Without REM, distances within classes are larger against those between classes",
-            *((name, ratio(name, intra)) for name in ("no_rem", "full")),
-        ),
-        _ahead(
-            "Without REM, that ratio is nearer to the untrained encoder's",
-            *((name, gap(name)) for name in ("full", "no_rem")),
-            quantity="differences from the untrained encoder's, ",
-        ),
-        _ahead(
-            "Without NREM, occluded images are further from clean ones, against distances between "
-            "classes",
-            *((name, ratio(name, occluded)) for name in ("no_nrem", "full")),
-        ),
-    ]
-
-
-def losses(measured: Measurements) -> Finding:
-    """What Figure 3's reconstructions imply of the losses: that of reconstruction falls."""
-    claim = "Reconstructions improve with training in every condition: their loss falls"
-    curves = {
-        condition: list(measured.over_epochs(condition, "wake/reconstruction_loss").items())
-        for condition in measured.histories
-    }
-    if not curves or min(map(len, curves.values())) < 2:
-        return Finding(claim, NOT_JUDGED, "it takes the losses of at least two epochs")
-    shown = [
-        f"{TITLES[condition]}: {curve[0][1].text(digits=4)} to {curve[-1][1].text(digits=4)}"
-        for condition, curve in curves.items()
-    ]
-    falls = all(curve[-1][1].mean < curve[0][1].mean for curve in curves.values())
-    return Finding(claim, AGREES if falls else DISAGREES, ", ".join(shown))
-
-
-def _end(
-    measured: Measurements, condition: str, name: str, end: int
-) -> tuple[str, Statistic | None]:
-    """One end of a curve over epochs, and what to call it; nothing of curves of one point."""
-    curve = list(measured.over_epochs(condition, name).items())
-    if len(curve) < 2:
-        return f"{TITLES[condition]} over epochs", None
-    epoch, value = curve[end]
-    return f"{TITLES[condition]} at epoch {epoch}", value
-
-
-def _on_curve(metrics: dict, tile: int, share: float) -> float:
-    shares = metrics["occlusion"]["protocol"]["probabilities"]
-    return metrics["occlusion"]["values"][f"tile_{tile}"][shares.index(share)]
-
-
-def _ahead(
-    claim: str,
-    higher: tuple[str, Statistic | None],
-    lower: tuple[str, Statistic | None],
-    *,
-    percent: bool = False,
-    digits: int = 3,
-    quantity: str = "",
-) -> Finding:
-    """Judges whether one figure is above another.
-
-    Args:
-        claim: that it is.
-        higher: a condition, or another name, and its figure.
-        lower: the same of what it is compared with.
-        percent: whether the figures are shares.
-        digits: shown of other figures.
-        quantity: what the figures are, where the claim does not say so.
-    """
-    missing = [name for name, value in (higher, lower) if value is None]
-    if missing:
-        return Finding(claim, NOT_JUDGED, _missing(missing))
-    scale, digits, unit = (100.0, 1, " %") if percent else (1.0, digits, "")
-    values = [value for _, value in (higher, lower)]
-    difference = values[0].mean - values[1].mean
-    shown = quantity + ", ".join(
-        f"{TITLES.get(name, name)}: {value.text(scale, digits, unit)}"
-        for name, value in (higher, lower)
-    )
-    if not math.isfinite(difference):
-        return Finding(claim, NOT_JUDGED, f"{shown}: a figure is not finite")
-    points = " percentage points" if percent else ""
-    shown += f"; difference {scale * difference:+.{digits}f}"
-    if any(value.sem is None for value in values):
-        verdict = AGREES if difference > 0 else DISAGREES
-        if not round(scale * difference, digits):
-            verdict = UNDECIDED
-        return Finding(claim, verdict, f"{shown}{points} (one seed, so without standard error)")
-    error = math.hypot(*(value.sem for value in values))
-    shown += f" ± {scale * error:.{digits}f}{points}"
-    if abs(difference) <= _CLEAR * error:
-        return Finding(claim, UNDECIDED, f"{shown}, within {_CLEAR:.0f} standard errors of none")
-    return Finding(claim, AGREES if difference > 0 else DISAGREES, shown)
-
-
-def _missing(names: Sequence[str]) -> str:
-    known = [TITLES.get(name, name) for name in dict.fromkeys(names)]
-    return f"there is no measurement of {' and '.join(known)}"
+def _derived(measured: pd.DataFrame, chance: float) -> list[tuple[str, str, str, float]]:
+    found = []
+    for tile, curve in measured[measured.metric == "occlusion"].groupby("of"):
+        shares, accuracies = curve.figure.astype(float).to_numpy(), curve.value.to_numpy()
+        above = accuracies[0] - chance
+        left = (accuracies - chance) / (above if above > 0 else np.nan)
+        lost = 1 - np.interp(_OCCLUDED_SHARE, shares, left)
+        found.append(("occlusion", tile, "lost_accuracy", lost))
+        found.append(("occlusion", tile, "area", np.trapezoid(left, shares)))
+    ratios = measured[measured.figure == "intra_inter_ratio"].set_index("of").value
+    if {"trained", "untrained"} <= set(ratios.index):
+        gap = abs(ratios["trained"] - ratios["untrained"])
+        found.append(("distances", "from_untrained", "intra_inter_ratio", gap))
+    return found

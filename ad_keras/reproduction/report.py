@@ -1,459 +1,543 @@
-"""The report: what it says and shows, as a web page in one file and as Markdown."""
+"""The report of runs that were trained and measured: as one web page, and as Markdown."""
 
 import base64
 import collections
 import dataclasses
-import datetime
-import html
+import io
+import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from ad_keras.evaluation.features import short_name
+import jinja2
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ad_keras import data
+from ad_keras.errors import UsageError
+from ad_keras.evaluation import plots
 from ad_keras.evaluation.plots import readable
-from ad_keras.evaluation.published import LINEAR_SEPARABILITY
-from ad_keras.reproduction import findings, pictures
-from ad_keras.reproduction.config import ReproduceConfig
-from ad_keras.reproduction.findings import TITLES, Finding, Measurements
-from ad_keras.runs.config import Config
-from ad_keras.runs.folder import write_atomically
+from ad_keras.evaluation.published import SEEDS, differences, sample
+from ad_keras.measures.statistics import (
+    CONTRADICTED,
+    ONE_SEED,
+    UNDECIDED,
+    Comparison,
+    Summary,
+    compare,
+    summarise,
+)
+from ad_keras.reproduction import findings
+from ad_keras.reproduction.findings import AREA, LOST, NOT_MEASURED, Finding
+from ad_keras.runs import pictures
+from ad_keras.runs.checkpoints import Checkpoints
+from ad_keras.runs.config import CONDITIONS, RUN_ONLY, Config
+from ad_keras.runs.folder import load_config, read_history, write_atomically
+from ad_keras.runs.restore import restore_run
 
-_OTHER_TILES = (1, 2, 8)
-_KINDS = ("reconstructions", "nrem_replayed", "nrem", "rem")
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ line-height: 1.2; }}
-h2 {{ margin-top: 3rem; border-bottom: 1px solid #ccc; }}
-.table {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; }}
-td {{ white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }}
-thead th {{ border-bottom: 2px solid #888; vertical-align: bottom; }}
-caption, figcaption {{ text-align: left; color: #444; font-size: 0.9rem; }}
-figure {{ margin: 1rem 0; }}
-.row {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; }}
-img {{ max-width: 100%; height: auto; }}
-p.finding {{ border-left: 4px solid; padding: 0.2rem 0.8rem; margin: 0.6rem 0; }}
-p.agrees {{ border-color: #0072b2; }}
-p.disagrees {{ border-color: #d55e00; }}
-p.open {{ border-color: #999; }}
-dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; }}
-dt {{ color: #444; }}
-dd {{ margin: 0; }}
-pre {{ background: #f3f3f3; padding: 0.6rem 0.8rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-_LOOKS = {findings.AGREES: "agrees", findings.DISAGREES: "disagrees"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Heading:
-    """The title of a section."""
-
-    text: str
+_PAPER = (
+    "A reproduction of Deperrois, Petrovici, Senn and Jordan, Learning cortical representations "
+    "through perturbed and adversarial dreaming, eLife 2022;11:e76384."
+)
+_TESTS = (
+    "One comparison for each claim, at 5 %. Differences between conditions are judged by Welch's "
+    "test, those of the same runs at two times by the paired t-test, claims of no effect by two "
+    "one-sided tests against the margin (TOST). Figures are mean ± standard error (seeds)."
+)
+_REST = {
+    CONTRADICTED: "contradicted",
+    UNDECIDED: "undecided",
+    ONE_SEED: "not judged for want of seeds",
+    NOT_MEASURED: "not measured",
+}
+_READOUTS = {
+    "probe": "mean_of_seeds",
+    "logistic_probe": "accuracy",
+    "ridge_probe": "accuracy",
+    "knn": "",
+}
+_OTHERS = ("logistic_probe", "ridge_probe", "knn")
+_LOSSES = {
+    ("wake", "reconstruction_loss"): "Wake: reconstruction",
+    ("wake", "kl_loss"): "Wake: divergence from the prior",
+    ("wake", "external_loss"): "Wake: images called external",
+    ("nrem", "recovery_loss"): "NREM: recovery",
+    ("rem", "internal_loss"): "REM: dreams called internal",
+}
+_SHOWN_CLASSES = 4  # of the maps, as in the paper
+_MEMORIES = 10  # columns of a sheet of dreams
+_SEED = 0  # of their choice, occlusions and noise
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """A paragraph."""
+class Run(NamedTuple):
+    """What a run's folder says; `history` may be empty, and `results` None."""
 
-    text: str
+    folder: Path
+    config: Config
+    history: dict
+    results: dict | None
+
+    @property
+    def name(self) -> str:
+        """Condition and seed, for people."""
+        return f"{readable(self.config.condition)}, seed {self.config.seed}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Lines of cells; those of the first column name the lines."""
+class Table(NamedTuple):
+    """Lines of cells."""
 
     caption: str
     head: Sequence[str]
     lines: Sequence[Sequence[str]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A PNG with its file's name, without suffix, and what it shows."""
 
     name: str
-    png: bytes
     caption: str
+    png: bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """Pictures side by side."""
+class Section(NamedTuple):
+    """A part of the report."""
 
-    pictures: Sequence[Picture]
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """Short texts with their names."""
-
-    items: dict[str, str]
+    title: str
+    texts: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """A command line."""
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Reads `flags.json`, `history.json` and `results.json` of runs of one data set.
 
-    text: str
+    Args:
+        folders: of the runs; nothing else in them is needed.
 
+    Returns:
+        The runs, in the order of the paper's conditions and of the seeds.
 
-Block = Heading | Text | Table | Picture | Row | Facts | Command | Finding
+    Raises:
+        UsageError: if a file cannot be read, or the runs differ in more than condition and seed.
+    """
+    runs = [
+        Run(
+            folder,
+            load_config(folder),
+            read_history(folder),
+            _read_results(folder / "results.json"),
+        )
+        for folder in folders
+    ]
+    changed = {name for changes in CONDITIONS.values() for name in changes}
+    for run in runs:
+        if run.config.condition not in CONDITIONS:
+            raise UsageError(f"the run in {run.folder} is of none of the paper's conditions.")
+        before, now = (dataclasses.asdict(each.config) for each in (runs[0], run))
+        for name in sorted(set(now) - changed - RUN_ONLY - {"seed"}):
+            if before[name] != now[name]:
+                raise UsageError(
+                    f"{runs[0].folder} and {run.folder} are of other settings: --{name} is "
+                    f"{before[name]} and {now[name]}. Report on them one by one."
+                )
+    places = list(CONDITIONS)
+    return sorted(runs, key=lambda run: (places.index(run.config.condition), run.config.seed))
 
 
 def write_report(
-    flags: ReproduceConfig,
-    measured: Measurements,
-    shown: Config,
-    folders: dict[str, Path],
-    command: str,
+    runs: Sequence[Run], folder: Path, command: str, failed: Sequence[str] = ()
 ) -> None:
     """Writes `report.html`, `report.md` and its `pictures/`.
 
+    Dreams are only drawn where there are a run's checkpoints.
+
     Args:
-        flags: of the reproduction.
-        measured: all that was measured.
-        shown: the run whose dreams are shown.
-        folders: by condition, of the run whose map of latents is shown.
-        command: the command line that made the report.
+        runs: as `read_runs` gives them; those that were not measured are named and left out.
+        folder: of the report.
+        command: the command line that made it.
+        failed: what to say of runs that could not be trained or measured.
+
+    Raises:
+        UsageError: if no run was measured.
     """
-    blocks = [
-        *_table_1(flags, measured),
-        *_figure_3(measured, shown),
-        *_figure_4(measured),
-        *_figure_5(measured),
-        *_figure_6(measured, folders),
-        *_losses(measured),
-    ]
-    title = f"Perturbed and adversarial dreaming on {short_name(flags.dataset)}"
-    blocks = [*_head(flags, measured, command, blocks), *blocks]
-    folder = flags.report_path
+    sections = _Report(runs, failed).sections()
+    title = f"Perturbed and adversarial dreaming on {Path(runs[0].config.dataset).name}"
     shutil.rmtree(folder / "pictures", ignore_errors=True)
     (folder / "pictures").mkdir(parents=True)
-    for picture in _all_pictures(blocks):
+    for picture in (picture for section in sections for picture in section.pictures):
         (folder / "pictures" / f"{picture.name}.png").write_bytes(picture.png)
-    write_atomically(folder / "report.md", to_markdown(title, blocks))
-    write_atomically(folder / "report.html", to_html(title, blocks))
+    write_atomically(folder / "report.md", _markdown(title, sections, command))
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
+    page.filters["base64"] = lambda png: base64.b64encode(png).decode()
+    text = page.get_template("report.html").render(title=title, sections=sections, command=command)
+    write_atomically(folder / "report.html", text + "\n")
 
 
-def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """A page in one file, with its pictures inside and nothing outside.
+class _Report:
+    """What the report says and shows, of runs that were measured after the same epoch."""
 
-    Args:
-        title: of the page.
-        blocks: of the report.
-    """
-    body = [f"<h1>{html.escape(title)}</h1>", *map(_html_of, blocks)]
-    return _PAGE.format(title=html.escape(title), body="\n".join(body))
-
-
-def to_markdown(title: str, blocks: Sequence[Block]) -> str:
-    """Markdown, for which the pictures lie in `pictures/`.
-
-    Args:
-        title: of the report.
-        blocks: of the report.
-    """
-    return "\n\n".join([f"# {title}", *map(_markdown_of, blocks)]) + "\n"
-
-
-def _head(
-    flags: ReproduceConfig, measured: Measurements, command: str, blocks: Sequence[Block]
-) -> list[Block]:
-    first = next(iter(measured.results.values()))[0]
-    protocol = first["metrics"]["probe"]["protocol"]
-    trained_on = flags.train_examples or protocol["train_images"]
-    facts = {
-        "Data": f"{flags.dataset}: training on {trained_on:,} images, probes fitted on "
-        f"{protocol['train_images']:,}, tested on {protocol['test_images']:,}",
-        "Conditions": ", ".join(TITLES[name] for name in measured.results),
-        "Epochs": f"{flags.epochs} (the paper: 50)",
-        "Networks": f"{flags.base_filters} filters in the first convolution (the paper: 64), "
-        f"latents of {flags.latent_dim} (256), images of {flags.image_size} x {flags.image_size} "
-        f"pixels, mini-batches of {flags.batch_size} (64)",
-        "Seeds": f"{', '.join(flags.seeds)} (the paper: 4 seeds)",
-        "Precision of training": flags.precision,
-        "Date": datetime.datetime.now().strftime("%Y-%m-%d"),
-        "Versions": ", ".join(f"{name} {version}" for name, version in first["versions"].items()),
-    }
-    counts = collections.Counter(block.verdict for block in blocks if isinstance(block, Finding))
-    total = sum(counts.values())
-    verdicts = (findings.AGREES, findings.DISAGREES, findings.UNDECIDED, findings.NOT_JUDGED)
-    return [
-        Text(
-            "A reproduction of Deperrois, Petrovici, Senn and Jordan, Learning cortical "
-            "representations through perturbed and adversarial dreaming, eLife 2022;11:e76384. "
-            "Every verdict below is computed from the figures it names."
-        ),
-        Facts(facts),
-        Command(command),
-        Table(
-            f"Verdicts of the {total} comparisons below",
-            ("verdict", "comparisons"),
-            [(verdict, str(counts[verdict])) for verdict in verdicts],
-        ),
-    ]
-
-
-def _table_1(flags: ReproduceConfig, measured: Measurements) -> list[Block]:
-    references = {
-        name: published
-        for name, published in LINEAR_SEPARABILITY.items()
-        if name == flags.dataset or flags.dataset not in LINEAR_SEPARABILITY
-    }
-    paper, ridge = (_separability_table(flags, measured, probe) for probe in findings.PROBES)
-    head, lines = ["condition"], []
-    for name in references:
-        head.append(f"published, {name} (epoch 50, n = 4)")
-    for condition, line in zip([*measured.results, None, None], paper, strict=True):
-        values = [published.get(condition) for published in references.values()]
-        shown = [
-            "" if value is None else f"{100 * value[0]:.2f} ± {100 * value[1]:.2f} %"
-            for value in values
+    def __init__(self, runs: Sequence[Run], failed: Sequence[str]) -> None:
+        epochs = collections.Counter(findings.epoch_of(run.results) for run in runs if run.results)
+        if not epochs:
+            raise UsageError(
+                f"none of the {len(runs)} runs was measured: no results.json is there."
+            )
+        # The epoch of most runs; of two that are as common, the later.
+        self.at = max(epochs, key=lambda epoch: (epochs[epoch], epoch))
+        self.runs = [r for r in runs if r.results and findings.epoch_of(r.results) == self.at]
+        self.left_out = [
+            *failed,
+            *(
+                f"{run.name} (not measured at epoch {self.at})"
+                for run in runs
+                if run not in self.runs
+            ),
         ]
-        lines.append((line[0], *shown, line[1]))
-    ours = f"ours, {short_name(flags.dataset)} (epoch {flags.epochs})"
-    return [
-        Heading("Table 1: linear separability"),
-        Table(
-            "The paper's probe: accuracy on clean test images, mean ± standard error (n seeds). "
-            f"Ours averages over seeds of the probe too, of which each run has {flags.probe_seeds}",
-            (*head, ours),
-            lines,
-        ),
-        *findings.separability(measured, "probe"),
-        Table(
-            "A ridge probe of standardised latents, solved exactly, reads more than the paper's "
-            "and cannot be compared with it or with published figures",
-            ("condition", ours),
-            ridge,
-        ),
-        *findings.separability(measured, "ridge_probe"),
-    ]
+        self.seeds = collections.Counter(run.config.condition for run in self.runs)
+        self.chance = findings.chance(self.runs[0].results)
+        self.frame = pd.concat(
+            [
+                findings.tidy(run.config.condition, run.config.seed, run.results, run.history)
+                for run in runs
+            ],
+            ignore_index=True,
+        )
+        self.dataset = self.runs[0].config.dataset
+        self.claims, self.checks = findings.judge_all(self.frame, self.dataset, self.at)
+        self.unlike = list(
+            dict.fromkeys(text for run in self.runs for text in differences(run.config, self.at))
+        )
 
+    def sections(self) -> list[Section]:
+        return [
+            self._opening(),
+            Section("The paper's claims", [_TESTS], [self._judged(self.claims)]),
+            self._table_1(),
+            self._figure_3(),
+            self._figure_4(),
+            self._figure_5(),
+            self._figure_6(),
+            self._losses(),
+            Section(
+                "Robustness checks",
+                ["These are not counted among the claims."],
+                [self._judged(self.checks)],
+            ),
+        ]
 
-def _separability_table(
-    flags: ReproduceConfig, measured: Measurements, probe: str
-) -> list[tuple[str, str]]:
-    """A line for each condition, one for the untrained encoder, and one for raw pixels."""
-    of = [(TITLES[name], name, "trained") for name in measured.results]
-    any_condition = next(iter(measured.results))
-    of += [
-        ("untrained encoder", any_condition, "untrained"),
-        ("raw pixels", any_condition, "pixels"),
-    ]
-    lines = []
-    for title, condition, what in of:
-        value = findings.accuracy(measured, condition, probe, what)
-        count = "" if what == "pixels" else f" ({value.count})"
-        lines.append((title, value.text(100, 2, " %") + count))
-    return lines
+    def _opening(self) -> Section:
+        counts = collections.Counter(finding.verdict for finding in self.claims)
+        rest = [f"{counts[verdict]} {text}" for verdict, text in _REST.items() if counts[verdict]]
+        rem = self.claims[0]
+        much = [f"{rem.claim.text}: {_difference(rem.comparison, True)}"] if rem.comparison else []
+        ours, published = self._accuracies("full"), self._published("full")
+        if len(ours) and published is not None:
+            comparison = compare(ours, published)
+            much.append(f"PAD less published: {_difference(comparison, True)}")
+        precision = self.runs[0].config.precision
+        unlike = [
+            *self.unlike,
+            *[f"precision {precision} (the paper: float32)"] * (precision != "float32"),
+            *[f"fewer than {SEEDS} seeds"] * (min(self.seeds.values()) < SEEDS),
+        ]
+        versions = self.runs[0].results.get("versions", {})
+        lines = [
+            ("Does it reproduce?", ", ".join([f"{counts['holds']} claims hold", *rest])),
+            ("By how much?", "; ".join(much) or NOT_MEASURED),
+            (
+                "With how many seeds?",
+                ", ".join(f"{readable(c)} {n}" for c, n in self.seeds.items()),
+            ),
+            ("What differs from the paper?", "; ".join(unlike) or "nothing"),
+            ("What is left out?", "; ".join(self.left_out) or "nothing"),
+            ("With which versions?", ", ".join(f"{k} {v}" for k, v in versions.items())),
+        ]
+        sentence = (
+            f"After {self.at} epochs on {Path(self.dataset).name}, {counts['holds']} of the "
+            f"paper's {len(self.claims)} claims hold{''.join(f', {text}' for text in rest)}."
+        )
+        return Section("", [sentence, _PAPER], [Table("", ("question", "answer"), lines)])
 
-
-def _figure_3(measured: Measurements, shown: Config) -> list[Block]:
-    sheets = pictures.dream_sheets(shown)
-    first = measured.results[shown.condition][0]
-    features = first["features"]
-    accuracy = features["test_accuracy"]
-    name = features["name"] + (
-        f", test accuracy {100 * accuracy:.1f} %" if accuracy is not None else ""
-    )
-    return [
-        Heading("Figure 3: dreams and reconstructions, early and late"),
-        *(
-            Picture(
-                f"dreams_epoch_{epoch}",
-                sheet,
-                f"{TITLES[shown.condition]} after epoch {epoch}: test images, reconstructions, "
-                "NREM replays, occluded, recovered from the occluded, and REM dreams",
+    def _judged(self, found: Sequence[Finding]) -> Table:
+        lines = []
+        for finding in found:
+            claim, same = finding.claim, finding.claim.first == finding.claim.second
+            names = [readable(claim.first), readable(claim.second)]
+            if same and claim.than:
+                names = [claim.figure[1], claim.than[1]]
+            elif same:
+                names = [
+                    f"epoch {e or self.at}".replace("epoch first", "first epoch")
+                    for e in claim.epochs
+                ]
+            margin = f" (margin: {100 * claim.margin:.0f} points)" if claim.margin else ""
+            shown = "; ".join(
+                f"{name}: {_number(summary, claim.is_share)}"
+                for name, summary in zip(names, (finding.first, finding.second), strict=True)
             )
-            for epoch, sheet in sheets.items()
-        ),
-        _dreams_table(measured, "fid", f"FID, early → late, in features of: {name}", 1.0, ()),
-        _dreams_table(
-            measured, "kid", "KID x 1000, early → late, in the same features", 1e3, ("distance",)
-        ),
-        Text(
-            "Early is after epoch 1, late at the end; a condition without REM is asked for REM "
-            "dreams all the same. These figures can only be compared with others of the same "
-            "features, not with the paper's."
-        ),
-        *findings.dreams(measured),
-    ]
+            difference = _difference(finding.comparison, claim.is_share)
+            lines.append((claim.source, claim.text + margin, finding.verdict, shown, difference))
+        head = ("source", "claim", "verdict", "figures", "difference [95 % interval]")
+        return Table("", head, lines)
 
+    def _accuracies(self, condition: str, metric: str = "probe", of: str = "trained") -> pd.Series:
+        figure = "accuracy" if of == "pixels" else _READOUTS[metric]
+        return findings.values(self.frame, condition, (metric, of, figure), self.at)
 
-def _dreams_table(
-    measured: Measurements, metric: str, caption: str, scale: float, rest: tuple[str, ...]
-) -> Table:
-    lines = []
-    for condition in measured.results:
-        cells = []
-        for kind in _KINDS:
-            values = [
-                measured.value(condition, metric, time, kind, *rest) for time in ("early", "late")
-            ]
-            cells.append(" → ".join(value.text(scale, 1) for value in values if value is not None))
-        floor = measured.value(condition, metric, "test_images", *rest)
-        lines.append((TITLES[condition], *cells, floor.text(scale, 1)))
-    head = ("condition", *map(readable, _KINDS), "real test images")
-    return Table(caption, head, lines)
+    def _published(self, condition: str) -> np.ndarray | None:
+        """Accuracies with the published mean and error, if ours are of the paper's settings."""
+        own = [run for run in self.runs if run.config.condition == condition]
+        if not own or any(differences(run.config, self.at) for run in own):
+            return None
+        return sample(self.dataset, condition)
 
+    def _rows(self) -> list[tuple[str, str, str]]:
+        """Title, condition and encoder of the lines of tables of accuracies."""
+        first = next(iter(self.seeds))
+        return [
+            *((readable(condition), condition, "trained") for condition in self.seeds),
+            ("untrained encoder", first, "untrained"),
+            ("raw pixels", first, "pixels"),
+        ]
 
-def _figure_4(measured: Measurements) -> list[Block]:
-    chance = _chance(measured)
-    blocks: list[Block] = [Heading("Figure 4: linear separability over training")]
-    for probe, title in findings.PROBES.items():
-        small = probe != "probe"
-        picture = pictures.probe_curves(measured, probe, chance, small=small)
-        if picture is not None:
+    def _table_1(self) -> Section:
+        lines = []
+        for title, condition, of in self._rows():
+            ours = self._accuracies(condition, of=of)
+            published = self._published(condition) if of == "trained" and len(ours) else None
+            cells = ["", "", ""]
+            if published is not None:
+                comparison = compare(ours, published)
+                z = "" if math.isnan(comparison.z) else f"{comparison.z:+.1f}"
+                cells = [_figure(published), _difference(comparison, True), z]
+            lines.append((title, _figure(ours), *cells))
+        head = (
+            "condition",
+            f"ours, epoch {self.at}, {self.runs[0].config.precision}",
+            "published",
+            "difference [95 % interval]",
+            "z",
+        )
+        texts = []
+        if not any(line[2] for line in lines):
+            head, lines = head[:2], [line[:2] for line in lines]
+            texts = ["Published numbers do not stand here: " + "; ".join(self.unlike) + "."]
+        caption = (
+            "The paper's probe: accuracy on clean test images, mean over seeds of the probe, ± "
+            "standard error over runs (seeds). z: the difference in its standard errors."
+        )
+        tables = [Table(caption, head, lines)]
+        others = [metric for metric in _OTHERS if (self.frame.metric == metric).any()]
+        tables += [
+            Table(
+                "Other readouts of the same latents. No column can be compared with another or "
+                "with published numbers.",
+                ("condition", *map(readable, others)),
+                [
+                    (title, *(_figure(self._accuracies(condition, m, of)) for m in others))
+                    for title, condition, of in self._rows()
+                ],
+            )
+        ] * bool(others)
+        return Section("Table 1: linear separability", texts, tables)
+
+    def _figure_3(self) -> Section:
+        shown = []
+        first = next((run for run in self.runs if (run.folder / "checkpoints").is_dir()), None)
+        for epoch, png in dream_sheets(first.folder).items() if first else ():
             caption = (
-                f"Accuracy of {title} on a tenth of the training images that it is not fitted on"
+                f"{first.name}, after epoch {epoch}: test images, reconstructions, NREM replays, "
+                "occluded, recovered from the occluded, and REM dreams"
             )
-            blocks.append(Picture(f"{probe}_over_epochs", picture, caption))
-        blocks += findings.learning(measured, probe)
-    return blocks
+            shown.append(Picture(f"dreams_epoch_{epoch}", caption, png))
+        fid = self._at("fid").assign(group=lambda f: f.condition, series=lambda f: f.of)
+        panels = {readable(kind): fid[fid.figure == kind] for kind in ("nrem", "rem")}
+        features = self.runs[0].results.get("features", {}).get("name")
+        caption = (
+            f"FID of dreams, early (epoch 1) and late, in features of: {features}. Values can only "
+            "be compared with others of the same features, not with the paper's."
+        )
+        floor = fid[fid.of == "test_images"].value.mean()
+        shown += _picture("fid", caption, plots.bars, panels, "FID", floor)
+        return Section("Figure 3: dreams, early and late", pictures=shown)
+
+    def _figure_4(self) -> Section:
+        panels = {}
+        for metric, figure in list(_READOUTS.items())[:3]:
+            rows = self.frame[self.frame.metric == metric]
+            held_out = rows[rows.of == "validation_accuracy"]
+            tested = rows[rows.of.isin(["trained", "untrained"]) & (rows.figure == figure)]
+            # Of the untrained encoder each run's results have figures, whatever their epoch.
+            tested = tested.assign(epoch=tested.epoch.where(tested.of == "trained", 0))
+            for images, part in (("held-out", held_out), ("test", tested)):
+                panels[f"{images} images, {readable(metric)}"] = _lines(part, part.epoch)
+        caption = (
+            "Accuracy over epochs, with 95 % bands where there are seeds. Held-out images are a "
+            "tenth of the training images, on which the probe is not fitted. On test images there "
+            "are the untrained encoder and the epochs that were measured."
+        )
+        options = {"order": list(CONDITIONS), "chance": self.chance}
+        shown = _picture("separability", caption, plots.curves, panels, "epochs", **options)
+        return Section("Figure 4: linear separability over training", pictures=shown)
+
+    def _figure_5(self) -> Section:
+        curve = self._at("occlusion")
+        curve = curve[~curve.figure.isin([LOST[2], AREA[2]])]
+        curve = _lines(curve, 100 * curve.figure.astype(float))
+        tiles = ("tile_4", "tile_1", "tile_2", "tile_8")
+        panels = {readable(tile): curve[curve.of == tile] for tile in tiles}
+        caption = (
+            "Accuracy of the paper's probe, fitted on clean images, on occluded test images, with "
+            "95 % bands where there are seeds"
+        )
+        options = {"order": list(CONDITIONS), "chance": self.chance}
+        shown = _picture(
+            "occlusion", caption, plots.curves, panels, "occluded tiles [%]", **options
+        )
+        table = Table(
+            "Tiles of 4 px: the share of the accuracy above chance that is lost under 30 % "
+            "occlusion, and the area under the curve of what is left of it (1: nothing is lost)",
+            ("condition", "lost under 30 %", "area"),
+            [
+                (
+                    readable(condition),
+                    _figure(findings.values(self.frame, condition, LOST, self.at)),
+                    _figure(findings.values(self.frame, condition, AREA, self.at), percent=False),
+                )
+                for condition in self.seeds
+            ],
+        )
+        return Section("Figure 5: linear separability under occlusion", (), [table], shown)
+
+    def _figure_6(self) -> Section:
+        maps = {}
+        for run in reversed(self.runs):  # so that the first seed stays
+            file = run.folder / "figures" / "pca.csv"
+            if file.is_file() and "label" in (points := pd.read_csv(file)):
+                maps[readable(run.config.condition)] = points[points.label < _SHOWN_CLASSES]
+        caption = (
+            "First two principal components of the test images' latents, of the first classes, "
+            "of one seed of each condition"
+        )
+        classes = self.runs[0].results["class_names"]
+        maps = dict(reversed(maps.items()))
+        shown = _picture("pca", caption, plots.scatter, maps, classes)
+        rows = self._at("distances").assign(series="mean over seeds")
+        first = (rows.of == "untrained") & (rows.condition == next(iter(self.seeds)))
+        rows = rows.assign(group=rows.condition.where(rows.of == "trained", "untrained"))
+        rows = pd.concat([rows[rows.of == "trained"], rows[first]])
+        ratios = ("intra_inter_ratio", "occluded_inter_ratio")
+        panels = {readable(ratio): rows[rows.figure == ratio] for ratio in ratios}
+        caption = (
+            "Ratios of mean distances: within against between classes, and clean to occluded (30 "
+            "%, tiles of 4 px) against between classes, with 95 % intervals where there are seeds"
+        )
+        shown += _picture("distances", caption, plots.bars, panels, "ratio")
+        return Section("Figure 6: how the latents are organised", pictures=shown)
+
+    def _losses(self) -> Section:
+        panels = {}
+        for (metric, of), title in _LOSSES.items():
+            rows = self.frame[(self.frame.metric == metric) & (self.frame.of == of)]
+            panels[title] = _lines(rows, rows.epoch)
+        options = {"order": list(CONDITIONS), "scale": 1.0}
+        caption = "Means over each epoch, with 95 % bands where there are seeds"
+        shown = _picture("losses", caption, plots.curves, panels, "epochs", "loss", **options)
+        return Section("Losses over training", pictures=shown)
+
+    def _at(self, metric: str) -> pd.DataFrame:
+        return self.frame[(self.frame.metric == metric) & (self.frame.epoch == self.at)]
 
 
-def _figure_5(measured: Measurements) -> list[Block]:
-    chance, tile = _chance(measured), findings.PAPERS_TILE
-    return [
-        Heading("Figure 5: linear separability under occlusion"),
-        Picture(
-            "occlusion",
-            pictures.occlusion_curves(measured, [tile], chance),
-            "Accuracy of the paper's probe, fitted on clean images, on occluded test images; one "
-            "seed of the probe for each run, so that its left end can differ from Table 1",
-        ),
-        *findings.robustness(measured, [tile]),
-        findings.chance(measured),
-        Picture(
-            "occlusion_other_tiles",
-            pictures.occlusion_curves(measured, _OTHER_TILES, chance),
-            "The same with tiles of other sizes",
-        ),
-        *findings.robustness(measured, _OTHER_TILES),
-    ]
+def dream_sheets(folder: Path) -> dict[int, bytes]:
+    """What a run's model makes of test images, early and late.
+
+    Args:
+        folder: of the run, with its checkpoints.
+
+    Returns:
+        A sheet (PNG) by epoch: of the first, if that is kept and training went on, and the last.
+    """
+    config, late = restore_run(folder)
+    images = data.load(
+        config.dataset, "test", data_dir=config.data_dir, image_size=config.image_size
+    ).images
+    images = images[np.random.default_rng(_SEED).permutation(len(images))[:_MEMORIES]]
+    models = {config.epochs: late}
+    if config.epochs > 1 and 1 in Checkpoints(late, folder).kept_epochs():
+        models = {1: restore_run(folder, epoch=1)[1], **models}
+    sheets = {}
+    for epoch, model in models.items():
+        # NREM's and REM's rows begin with the images that wake's have already.
+        rows = [
+            *pictures.wake_rows(model, images),
+            *pictures.nrem_rows(model, images, _SEED)[1:],
+            *pictures.rem_rows(model, images, np.roll(images, -1, axis=0), _SEED)[2:],
+        ]
+        file = io.BytesIO()
+        Image.fromarray(pictures.sheet(rows)).save(file, "png")
+        sheets[epoch] = file.getvalue()
+    return sheets
 
 
-def _figure_6(measured: Measurements, folders: dict[str, Path]) -> list[Block]:
-    maps = []
-    for condition, folder in folders.items():
-        values = measured.results[condition][0]["metrics"]["pca"]["values"]["trained"]
-        share = sum(values["explained_variance"])
-        caption = f"{TITLES[condition]}: {100 * share:.1f} % of the variance"
-        png = (folder / "figures" / "pca.png").read_bytes()
-        maps.append(Picture(f"pca-{condition}", png, caption))
-    return [
-        Heading("Figure 6: how the latents are organised"),
-        Text(
-            "First two principal components of the test images' latents. How far classes lie "
-            "apart, and occluded images from clean ones, is judged by the distances below."
-        ),
-        Row(maps),
-        Picture(
-            "distances",
-            pictures.distance_bars(measured),
-            "Ratios of mean distances: within against between classes, and clean to occluded "
-            "(30 %, tiles of 4 px) against between classes",
-        ),
-        *findings.distances(measured),
-    ]
+def _lines(rows: pd.DataFrame, x: pd.Series) -> pd.DataFrame:
+    return rows.assign(series=rows.condition, x=x)
 
 
-def _losses(measured: Measurements) -> list[Block]:
-    return [
-        Heading("Losses over training"),
-        Picture("losses", pictures.loss_curves(measured), "Means over each epoch"),
-        findings.losses(measured),
-    ]
+def _picture(name: str, caption: str, draw, panels: dict, *arguments, **options) -> list[Picture]:
+    """A picture of the panels that have lines; none if no panel has."""
+    panels = {title: frame for title, frame in panels.items() if len(frame)}
+    if not panels:
+        return []
+    figure: Figure = draw(panels, *arguments, **options)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return [Picture(name, caption, file.getvalue())]
 
 
-def _chance(measured: Measurements) -> float:
-    return 1 / len(next(iter(measured.results.values()))[0]["class_names"])
+def _figure(values: Sequence[float], percent: bool = True) -> str:
+    return _number(summarise(values) if len(values) else None, percent)
 
 
-def _all_pictures(blocks: Sequence[Block]) -> list[Picture]:
-    found = []
-    for block in blocks:
-        if isinstance(block, Row):
-            found += block.pictures
-        elif isinstance(block, Picture):
-            found.append(block)
-    return found
+def _number(summary: Summary | None, percent: bool) -> str:
+    if summary is None:
+        return NOT_MEASURED
+    scale, digits, unit = (100.0, 2, " %") if percent else (1.0, 3, "")
+    error = f" ± {scale * summary.sem:.{digits}f}" if summary.count > 1 else ""
+    return f"{scale * summary.mean:.{digits}f}{error}{unit} ({summary.count})"
 
 
-def _html_of(block: Block) -> str:
-    match block:
-        case Heading(text):
-            return f"<h2>{html.escape(text)}</h2>"
-        case Text(text):
-            return f"<p>{html.escape(text)}</p>"
-        case Table(caption, head, lines):
-            rows = "\n".join(_html_line(line, "td") for line in lines)
-            return (
-                f'<div class="table"><table>\n<caption>{html.escape(caption)}</caption>\n'
-                f"<thead>{_html_line(head, 'th')}</thead>\n"
-                f"<tbody>\n{rows}\n</tbody>\n</table></div>"
-            )
-        case Picture(_, png, caption):
-            source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-            caption = html.escape(caption)
-            return (
-                f'<figure><img src="{source}" alt="{caption}">'
-                f"<figcaption>{caption}</figcaption></figure>"
-            )
-        case Row(members):
-            return '<div class="row">\n' + "\n".join(map(_html_of, members)) + "\n</div>"
-        case Facts(items):
-            lines = (f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in items.items())
-            return "<dl>\n" + "\n".join(lines) + "\n</dl>"
-        case Command(text):
-            return f"<pre><code>{html.escape(text)}</code></pre>"
-        case Finding(claim, verdict, figures):
-            look = _LOOKS.get(verdict, "open")
-            return (
-                f'<p class="finding {look}"><strong>{verdict}.</strong> '
-                f"{html.escape(claim)}. Here: {html.escape(figures)}.</p>"
-            )
+def _difference(comparison: Comparison | None, percent: bool) -> str:
+    if comparison is None:
+        return ""
+    scale, digits = (100.0, 2) if percent else (1.0, 3)
+    shown = f"{scale * comparison.difference:+.{digits}f}"
+    if math.isnan(comparison.low):
+        return f"{shown} ({'one seed' if comparison.verdict == ONE_SEED else 'without scatter'})"
+    return f"{shown} [{scale * comparison.low:+.{digits}f}, {scale * comparison.high:+.{digits}f}]"
 
 
-def _html_line(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+def _markdown(title: str, sections: Sequence[Section], command: str) -> str:
+    parts = [f"# {title}"]
+    for section in sections:
+        parts += [f"## {section.title}"] * bool(section.title) + [*section.texts]
+        for caption, head, lines in section.tables:
+            rows = (head, ["---"] * len(head), *lines)
+            parts += [caption] * bool(caption)
+            parts += ["\n".join(f"| {' | '.join(cells)} |" for cells in rows)]
+        parts += [f"![{c}](pictures/{name}.png)\n\n*{c}*" for name, c, _ in section.pictures]
+    return "\n\n".join([*parts, f"```\n{command}\n```"]) + "\n"
 
 
-def _markdown_of(block: Block) -> str:
-    match block:
-        case Heading(text):
-            return f"## {text}"
-        case Text(text):
-            return text
-        case Table(caption, head, lines):
-            rule = ["---", *["---:"] * (len(head) - 1)]
-            rows = [f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)]
-            return "\n".join([f"{caption}:", "", *rows])
-        case Picture(name, _, caption):
-            return f"![{caption}](pictures/{name}.png)\n\n{caption}"
-        case Row(members):
-            return "\n\n".join(map(_markdown_of, members))
-        case Facts(items):
-            return "\n".join(f"- {name}: {text}" for name, text in items.items())
-        case Command(text):
-            return f"```\n{text}\n```"
-        case Finding(claim, verdict, figures):
-            return f"**{verdict}.** {claim}. Here: {figures}."
+def _read_results(file: Path) -> dict | None:
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UsageError(f"{file} cannot be read ({error}): delete it.") from error

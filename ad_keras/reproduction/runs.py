@@ -1,8 +1,12 @@
 """Trains what is missing, measures it, and says beforehand how long that takes."""
 
 import dataclasses
+import hashlib
+import importlib.metadata
 import json
+import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import keras
@@ -12,19 +16,28 @@ import tensorflow as tf
 from ad_keras import data
 from ad_keras.cli import interruptible
 from ad_keras.compute.cluster import refuse_workers
-from ad_keras.errors import UsageError
-from ad_keras.evaluation.config import EvaluateConfig
+from ad_keras.data import ImageSet
+from ad_keras.errors import Interrupted, RunError, UsageError
+from ad_keras.evaluation.features import FeatureExtractor
 from ad_keras.evaluation.runs import evaluate
-from ad_keras.evaluation.suite import check
+from ad_keras.evaluation.suite import Suite, check
 from ad_keras.reproduction.config import ReproduceConfig
-from ad_keras.reproduction.findings import Measurements
-from ad_keras.reproduction.report import write_report
+from ad_keras.reproduction.report import read_runs, write_report
 from ad_keras.runs.build import build_model
-from ad_keras.runs.config import Config
-from ad_keras.runs.folder import completed_epochs, load_config, refuse_other_flags
+from ad_keras.runs.checkpoints import newest_step
+from ad_keras.runs.config import RUN_ONLY, Config
+from ad_keras.runs.folder import (
+    completed_epochs,
+    load_config,
+    refuse_other_flags,
+    write_atomically,
+)
 from ad_keras.runs.training import train
 
-_WARM_UP_STEPS, _MEASURED_STEPS = 4, 10
+_WARM_UP_STEPS, _TIMED_STEPS = 4, 10
+_TIMED_IMAGES = 2000  # that measuring is timed on
+_PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy", "scipy", "scikit-learn")
+_RECORD = "measured.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +45,11 @@ class Run:
     """A training run of the reproduction.
 
     Attributes:
-        condition: of `ad_keras.runs.config.CONDITIONS`.
         config: of its training.
         completed: how many epochs it has behind it.
         finished: whether nothing is left to train or to export.
     """
 
-    condition: str
     config: Config
     completed: int
     finished: bool
@@ -54,7 +65,7 @@ class Run:
 
 
 def reproduce(flags: ReproduceConfig, command: str) -> Path:
-    """Trains the missing runs, measures all, and writes the report.
+    """Trains the missing runs, measures each as soon as it is trained, and writes the report.
 
     Args:
         flags: of the command line.
@@ -65,43 +76,51 @@ def reproduce(flags: ReproduceConfig, command: str) -> Path:
 
     Raises:
         UsageError: if the data, or a run that exists, are not as they must be.
-        RunError: if training or measuring fails.
+        RunError: at the end, if training or measuring of some runs failed; the report is of the
+            others.
         Interrupted: after SIGINT or SIGTERM; what is done is kept, and calling again continues.
     """
+    if flags.results_dir:
+        write_report(read_runs(_saved_runs(Path(flags.results_dir))), flags.report_path, command)
+        return flags.report_path
     refuse_workers(
         "a reproduction is one process: train its runs by ad_keras.train, into the folders that "
         "--dry_run names, then unset TF_CONFIG, and they are reused."
     )
     with interruptible():
         runs = plan(flags)
-        _check_data(flags)
+        content = _digest(_arrays_of(*_check_data(flags)))
+        features: dict[Path, str] = {}
+        failed: dict[Path, str] = {}
         for number, run in enumerate(runs, start=1):
             folder = run.config.run_path
             print(f"[{number}/{len(runs)}] {folder}: {run.state}", flush=True)
-            if not run.finished:
-                train(run.config)
-        measurements = Measurements({}, {})
-        for number, run in enumerate(runs, start=1):
-            folder, wanted = run.config.run_path, flags.evaluate_config(str(run.config.run_path))
-            results = _earlier_results(folder, wanted, flags.epochs)
-            known = "measured" if results else "measuring"
-            print(f"[{number}/{len(runs)}] {folder}: {known}", flush=True)
-            if not results:
-                evaluate(wanted)
-                results = _read_json(folder / "results.json")
-            measurements.results.setdefault(run.condition, []).append(results)
-            history = _read_json(folder / "history.json")
-            measurements.histories.setdefault(run.condition, []).append(history)
-        shown = next((run for run in runs if run.condition == "full"), runs[0])
-        folders: dict[str, Path] = {}
-        for run in runs:
-            folders.setdefault(run.condition, run.config.run_path)
-        write_report(flags, measurements, shown.config, folders, command)
+            try:
+                if not run.finished:
+                    train(run.config)
+                features[folder] = _measured(flags, run.config, content)
+            except Interrupted:
+                raise
+            except RunError as error:
+                failed[folder] = f"{folder} failed: {error}"
+                print(failed[folder], flush=True)
+        # Dreams are only compared in the features of the same weights, which a lost cache changes.
+        newest = max(features, key=lambda f: (f / _RECORD).stat().st_mtime, default=None)
+        for folder in [f for f in features if features[f] != features[newest]]:
+            (folder / _RECORD).unlink()
+            _measured(flags, load_config(folder), content)
+        if not features:
+            raise RunError("; ".join(failed.values()))
+        write_report(read_runs(list(features)), flags.report_path, command, [*failed.values()])
+    if failed:
+        raise RunError(
+            f"{'; '.join(failed.values())} The report in {flags.report_path} is of the others."
+        )
     return flags.report_path
 
 
 def estimate(flags: ReproduceConfig) -> str:
-    """What would be trained, and how long that would take here.
+    """What would be trained and measured, and how long that would take here.
 
     Nothing is written, except that a data set which is not there yet is prepared.
 
@@ -112,26 +131,33 @@ def estimate(flags: ReproduceConfig) -> str:
         UsageError: as `reproduce` would.
     """
     runs = plan(flags)
-    steps_per_epoch = _check_data(flags) // flags.batch_size
-    lines = [("run", "condition", "seed", "state", "steps", "time")]
-    speeds, total_steps, total_seconds = {}, 0, 0.0
+    train_set, test_set = _check_data(flags)
+    content = _digest(_arrays_of(train_set, test_set))
+    steps_per_epoch = _trained_on(flags, train_set) // flags.batch_size
+    speeds, measuring, lines = {}, None, []
     for run in runs:
         steps = 0 if run.finished else (flags.epochs - run.completed) * steps_per_epoch
-        if steps and run.condition not in speeds:
-            speeds[run.condition] = seconds_per_step(run.config)
-        seconds = steps * speeds[run.condition] if steps else 0.0
-        total_steps, total_seconds = total_steps + steps, total_seconds + seconds
-        who = (str(run.config.run_path), run.condition, str(run.config.seed), run.state)
-        lines.append((*who, f"{steps:,}", _duration(seconds)))
-    lines.append(("total", "", "", "", f"{total_steps:,}", _duration(total_seconds)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        [
-            *("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines),
-            "",
-            f"Times are those of training steps, at the speed of {_MEASURED_STEPS} steps measured "
-            "now on this machine. Probes, pictures and the final measurements come on top.",
-        ]
+        if steps and run.config.condition not in speeds:
+            speeds[run.config.condition] = seconds_per_step(run.config)
+        training = steps * speeds[run.config.condition] if steps else 0.0
+        to_measure = 0.0
+        if not (run.finished and _is_measured(flags, run.config, content)):
+            measuring = measuring or seconds_of_measuring(flags, train_set, test_set)
+            to_measure = measuring
+        lines.append((run.config.run_path, run.config.seed, run.state, steps, training, to_measure))
+    totals = [sum(column) for column in list(zip(*lines, strict=True))[3:]]
+    head = ("run", "seed", "state", "steps", "training", "measuring")
+    cells = [
+        (str(folder), str(seed), state, f"{steps:,}", *map(_duration, seconds))
+        for folder, seed, state, steps, *seconds in [*lines, ("total", "", "", *totals)]
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    rows = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *cells))
+    return "\n".join([*rows, ""]) + (
+        f"\nIn all {_duration(totals[1] + totals[2])}, at the speed of {_TIMED_STEPS} steps and of "
+        "measuring an untrained model now on this machine. Probes and pictures during training "
+        "come on top, and once for a data set the probes of its pixels and the classifier in whose "
+        "features dreams are compared."
     )
 
 
@@ -145,7 +171,7 @@ def plan(flags: ReproduceConfig) -> list[Run]:
         UsageError: if a folder holds a run with other flags, or one trained for longer.
     """
     return [
-        _look_at(condition, flags.run_config(condition, seed))
+        _look_at(flags.run_config(condition, seed))
         for condition in flags.conditions
         for seed in flags.seed_numbers
     ]
@@ -158,30 +184,52 @@ def seconds_per_step(config: Config) -> float:
         config: of the run.
     """
     tf.config.optimizer.set_experimental_options({"remapping": False})  # as in training
-    model, clock = build_model(config), _Clock()
+    times: list[float] = []
+    clock = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: times.append(time.perf_counter())
+    )
     shape = (config.batch_size, config.image_size, config.image_size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    steps = _WARM_UP_STEPS + _MEASURED_STEPS
+    steps = _WARM_UP_STEPS + _TIMED_STEPS
     batches = data.batches(images, config.batch_size, config.seed, 0, steps)
-    model.fit(batches, callbacks=[clock], shuffle=False, verbose=0)
-    return (clock.times[-1] - clock.times[-1 - _MEASURED_STEPS]) / _MEASURED_STEPS
+    build_model(config).fit(batches, callbacks=[clock], shuffle=False, verbose=0)
+    return (times[-1] - times[-1 - _TIMED_STEPS]) / _TIMED_STEPS
 
 
-class _Clock(keras.callbacks.Callback):
-    """Notes when each step ended."""
+def seconds_of_measuring(flags: ReproduceConfig, train_set: ImageSet, test_set: ImageSet) -> float:
+    """The time that measuring a run takes here, from an untrained model and some of the images.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.times: list[float] = []
+    Args:
+        flags: of the command line.
+        train_set: the training images.
+        test_set: the test images.
+    """
+    wanted = flags.evaluate_config("timed")
+    model = build_model(dataclasses.replace(flags.run_config("full", 0), precision="float32"))
+    network = keras.Model(model.encoder.input, model.encoder.output["latent"])
+    parts = [_some(part, _TIMED_IMAGES) for part in (train_set, test_set)]
+    with tempfile.TemporaryDirectory() as cache:
+        for _ in range(2):  # the first time TensorFlow compiles, and pixels are probed
+            suite = Suite(
+                model,
+                *parts,
+                Path(cache),
+                untrained=model.encoder,
+                early=model,
+                features=FeatureExtractor("the encoder's", network, Path(cache)),
+                images=flags.num_dreams,
+                probe_seeds=flags.probe_seeds,
+            )
+            start = time.perf_counter()
+            suite.measure([name for name in wanted.chosen_metrics if name != "distances"])
+            seconds = time.perf_counter() - start
+    return seconds * (len(train_set) + len(test_set)) / sum(map(len, parts))
 
-    def on_train_batch_end(self, batch, logs=None) -> None:
-        self.times.append(time.perf_counter())
 
-
-def _look_at(condition: str, config: Config) -> Run:
+def _look_at(config: Config) -> Run:
     folder = config.run_path
     if not (folder / "flags.json").exists():
-        return Run(condition, config, completed=0, finished=False)
+        return Run(config, completed=0, finished=False)
     saved = load_config(folder)
     refuse_other_flags(saved, config)
     completed = completed_epochs(folder)
@@ -191,16 +239,21 @@ def _look_at(condition: str, config: Config) -> Run:
             f"--epochs={completed}, or another --runs_dir for shorter runs."
         )
     exported = (config.export_path / "metadata.json").is_file()
-    finished = completed == config.epochs == saved.epochs and exported
-    return Run(condition, config, completed, finished)
+    return Run(config, completed, completed == config.epochs == saved.epochs and exported)
 
 
-def _check_data(flags: ReproduceConfig) -> int:
-    """Refuses data that could not be measured, before the first run is trained.
+def _saved_runs(folder: Path) -> list[Path]:
+    found = sorted(file.parent for file in folder.glob("*/flags.json"))
+    if not found:
+        raise UsageError(
+            f"--results_dir={folder} holds no runs: it is a folder of folders that have "
+            "flags.json, history.json and results.json."
+        )
+    return found
 
-    Returns:
-        How many images a run is trained on.
-    """
+
+def _check_data(flags: ReproduceConfig) -> tuple[ImageSet, ImageSet]:
+    """Training and test images; refuses those that could not be trained on or measured."""
     train_set, test_set = (
         data.load(flags.dataset, split, data_dir=flags.data_dir, image_size=flags.image_size)
         for split in ("train", "test")
@@ -210,58 +263,81 @@ def _check_data(flags: ReproduceConfig) -> int:
             f"--dataset={flags.dataset} has no labels, which the paper's measurements need: "
             "sort the images into a folder for each class."
         )
-    check(flags.evaluate_config("checked").chosen_metrics, train_set, test_set, flags.images)
+    check(flags.evaluate_config("checked").chosen_metrics, train_set, test_set, flags.num_dreams)
     if flags.train_examples > len(train_set):
         raise UsageError(
             f"--train_examples={flags.train_examples} is more than the {len(train_set)} training "
             f"images of {flags.dataset}."
         )
-    images = flags.train_examples or len(train_set)
+    images = _trained_on(flags, train_set)
     if flags.batch_size > images:
         raise UsageError(
             f"--batch_size={flags.batch_size} is more than the {images} training images."
         )
-    return images
+    return train_set, test_set
 
 
-def _earlier_results(folder: Path, wanted: EvaluateConfig, epochs: int) -> dict | None:
-    """What an earlier evaluation measured, if the same would be measured now.
+def _trained_on(flags: ReproduceConfig, train_set: ImageSet) -> int:
+    return flags.train_examples or len(train_set)
 
-    Args:
-        folder: of the finished run.
-        wanted: how it is to be measured.
-        epochs: that it was trained for.
-    """
-    file = folder / "results.json"
-    saved = (folder / "checkpoints" / "recent").glob("step-*.index")
-    newest = max((path.stat().st_mtime for path in saved), default=0.0)
-    if not file.exists() or file.stat().st_mtime < newest:
-        return None
+
+def _measured(flags: ReproduceConfig, config: Config, content: str) -> str:
+    """Measures a run, unless that is done; the digest of the weights of its features."""
+    folder = config.run_path
+    if not _is_measured(flags, config, content):
+        print(f"{folder}: measuring", flush=True)
+        evaluate(flags.evaluate_config(str(folder)))
+        record = {"of": _origin(flags, config, content), "results": _results_digest(folder)}
+        write_atomically(folder / _RECORD, json.dumps(record) + "\n")
+    return str(json.loads((folder / "results.json").read_text())["features"].get("weights"))
+
+
+def _is_measured(flags: ReproduceConfig, config: Config, content: str) -> bool:
+    """Whether the run's results are those of its present weights, these settings and these data."""
+    folder = config.run_path
     try:
-        results = _read_json(file)
-        metrics = results["metrics"]
-        probe, fid = metrics["probe"]["protocol"], metrics["fid"]["protocol"]
-        most = min(probe["train_images"], probe["test_images"])
-        same = (
-            results["dataset"] == wanted.dataset
-            and results["epochs"] == epochs
-            and set(wanted.chosen_metrics) <= set(metrics)
-            and all(entry["protocol"]["seed"] == wanted.seed for entry in metrics.values())
-            and probe["probe_seeds"] == wanted.probe_seeds
-            and fid["images"] == min(wanted.images, most)
-            and fid["features"].startswith("Inception") == (wanted.features == "inception")
-            and (folder / "figures" / "pca.png").is_file()
+        record = json.loads((folder / _RECORD).read_text())
+        return (
+            record["of"] == _origin(flags, config, content)
+            and record["results"] == _results_digest(folder)
+            and (folder / "figures" / "pca.csv").is_file()
         )
-    except (UsageError, KeyError, TypeError, AttributeError):  # of another version, or damaged
-        return None
-    return results if same else None
+    except (OSError, ValueError, KeyError, TypeError):  # not measured, or a damaged record
+        return False
 
 
-def _read_json(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UsageError(f"{file} cannot be read ({error}): delete it.") from error
+def _origin(flags: ReproduceConfig, config: Config, content: str) -> str:
+    """A digest of all that a run's results depend on, except the weights of the features."""
+    wanted = dataclasses.asdict(flags.evaluate_config("measured"))
+    settings = {n: v for n, v in wanted.items() if n not in ("data_dir", "cache_dir", "output_dir")}
+    trained = {n: v for n, v in dataclasses.asdict(config).items() if n not in RUN_ONLY}
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    state = f"checkpoints/recent/step-{newest_step(config.run_path)}.*"
+    files = sorted(config.run_path.glob(state))
+    if flags.inception_weights:
+        files.append(Path(flags.inception_weights))
+    text = json.dumps([settings, trained, config.epochs, versions, content], sort_keys=True)
+    return _digest([text.encode(), *(file.read_bytes() for file in files)])
+
+
+def _results_digest(folder: Path) -> str:
+    return _digest([(folder / "results.json").read_bytes()])
+
+
+def _arrays_of(*parts: ImageSet) -> list[np.ndarray]:
+    return [np.ascontiguousarray(a) for part in parts for a in (part.images, part.labels)]
+
+
+def _digest(parts: Iterable[bytes | np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _some(part: ImageSet, count: int) -> ImageSet:
+    chosen = np.random.default_rng(0).permutation(len(part))[:count]
+    return dataclasses.replace(part, images=part.images[chosen], labels=part.labels[chosen])
 
 
 def _duration(seconds: float) -> str:

@@ -1,20 +1,20 @@
-"""Tests of the reproduction: runs reused and continued, a whole report, verdicts from figures."""
+"""Tests of the reproduction: runs reused and continued, measured, and a whole report of them."""
 
-import base64
-import io
+import dataclasses
 import json
+import os
 import re
-from html.parser import HTMLParser
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ad_keras.errors import RunError
 from ad_keras.reproduce import main
-from ad_keras.reproduction import findings
 from ad_keras.reproduction.config import ReproduceConfig
-from ad_keras.reproduction.findings import AGREES, DISAGREES, NOT_JUDGED, UNDECIDED, Measurements
 from ad_keras.runs.config import Config
 
 RUNS = ("shapes", "shapes-no_rem")
@@ -49,7 +49,7 @@ def reproduction(folder: Path, **changes) -> ReproduceConfig:
         "batch_size": 16,
         "epochs": 2,
         "probe_every": 0,
-        "images": 50,
+        "num_dreams": 50,
         "probe_seeds": 2,
         "runs_dir": str(folder / "runs"),
         "saved_models_dir": str(folder / "exports"),
@@ -78,10 +78,12 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.fixture(scope="module")
 def dry(workplace):
     """What a dry run says before anything else is done, and whether it left the folder alone."""
-    from ad_keras.reproduction.runs import estimate
+    from ad_keras.reproduction import runs
 
     before = snapshot(workplace)
-    text = estimate(reproduction(workplace))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "seconds_of_measuring", lambda *_: 5400.0)
+        text = runs.estimate(reproduction(workplace))
     return text, before == snapshot(workplace)
 
 
@@ -100,29 +102,33 @@ def reproduced(workplace, dry):
     return folder, first_epoch
 
 
-class Page(HTMLParser):
-    """The pictures of a page, and all else that it refers to."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.images, self.references = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        for name, value in attributes:
-            if tag == "img" and name == "src":
-                self.images.append(value)
-            elif name in ("src", "href", "srcset", "data", "action"):
-                self.references.append(value)
-
-
 def test_dry_run_tells_what_is_to_be_done_and_writes_nothing(dry):
     text, untouched = dry
     assert untouched
-    lines = [re.split(r"\s{2,}", line) for line in text.splitlines() if line]
-    assert lines[1][1:5] == ["full", "0", "new", "12"]
-    assert lines[2][1:5] == ["no_rem", "0", "continues from epoch 1", "6"]
-    assert lines[3] == ["total", "18", "under 1 min"]
+    lines = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if line]
+    assert lines[0] == ["run", "seed", "state", "steps", "training", "measuring"]
+    assert lines[1][1:4] == ["0", "new", "12"]
+    assert lines[2][1:4] == ["0", "continues from epoch 1", "6"]
+    assert lines[3][:2] == ["total", "18"]
+    assert [line[-1] for line in lines[1:4]] == ["1 h 30 min", "1 h 30 min", "3 h 00 min"]
+    assert lines[4][0].startswith("In all 3 h ")
+
+
+def test_measuring_is_timed_on_some_images_and_taken_for_all(workplace, monkeypatch):
+    from ad_keras.reproduction import runs
+
+    asked = []
+
+    def measure(suite, metrics):
+        asked.append(metrics)
+        time.sleep(0.3 if len(asked) == 1 else 0.1)  # the first time is not counted
+
+    monkeypatch.setattr(runs.Suite, "measure", measure)
+    monkeypatch.setattr(runs, "_TIMED_IMAGES", 47)
+    flags = reproduction(workplace)
+    seconds = runs.seconds_of_measuring(flags, *runs._check_data(flags))
+    assert 0.2 <= seconds < 0.25  # of 94 images of 188
+    assert {"probe", "occlusion", "fid"} <= set(asked[1])
 
 
 @pytest.mark.parametrize(
@@ -158,205 +164,113 @@ def test_finished_runs_and_their_measurements_are_reused(reproduced, workplace, 
     assert (status, errors) == (0, "")
     assert (tmp_path / "again" / "report.html").is_file()
     assert printed.count(": finished") == 2
-    assert printed.count(": measured") == 2
+    assert ": measuring" not in printed
     assert snapshot(workplace / "exports") == exports
     assert snapshot(workplace / "runs") == runs
 
 
-def test_other_settings_are_measured_anew(reproduced, workplace):
-    from ad_keras.reproduction.runs import _earlier_results
+def test_results_are_only_reused_of_the_same_settings_data_weights_and_versions(
+    reproduced, workplace, monkeypatch
+):
+    from ad_keras.reproduction import runs
 
-    folder = workplace / "runs" / "shapes"
-    for changes, reused in (({}, True), ({"images": 40}, False), ({"probe_seeds": 1}, False)):
-        wanted = reproduction(workplace, **changes).evaluate_config(str(folder))
-        assert (_earlier_results(folder, wanted, epochs=2) is not None) == reused
-    assert _earlier_results(folder, wanted, epochs=3) is None
+    config = reproduction(workplace).run_config("full", 0)
 
+    def reused(content=None, **changes):
+        flags = reproduction(workplace, **changes)
+        return runs._is_measured(flags, config, content or content_of(flags))
 
-def test_the_page_has_its_pictures_inside_and_nothing_outside(reproduced):
-    text = (reproduced[0] / "report.html").read_text()
-    page = Page(text)
-    assert len(page.images) == 10
-    for source in page.images:
-        kind, _, content = source.partition(",")
-        assert kind == "data:image/png;base64"
-        with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
-            picture.load()
-            assert min(picture.size) > 150
-    assert page.references == []
-    assert not re.search(r"https?://|url\(|@import|<script", text)
-    assert "--some=&lt;flags&gt;" in text
+    def content_of(flags):
+        return runs._digest(runs._arrays_of(*runs._check_data(flags)))
 
-
-def test_the_pictures_of_the_markdown_exist(reproduced):
-    folder = reproduced[0]
-    named = re.findall(r"!\[.*\]\((.*)\)", (folder / "report.md").read_text())
-    assert len(named) == 10
-    assert {folder / name for name in named} == set((folder / "pictures").iterdir())
-
-
-def test_table_1_has_the_figures_of_the_results(reproduced, workplace):
-    lines = (reproduced[0] / "report.md").read_text().splitlines()
-    for name, title in zip(RUNS, ("PAD", "w/o REM"), strict=True):
-        metrics = json.loads((workplace / "runs" / name / "results.json").read_text())["metrics"]
-        paper, ridge = [line for line in lines if line.startswith(f"| {title} |") and "(1)" in line]
-        mean = metrics["probe"]["values"]["trained"]["mean_of_seeds"]
-        assert paper.endswith(f"| {100 * mean:.2f} % (1) |")
-        mean = metrics["ridge_probe"]["values"]["trained"]["accuracy"]
-        assert ridge == f"| {title} | {100 * mean:.2f} % (1) |"
-    assert sum("| raw pixels |" in line and "| 87.50 % |" in line for line in lines) == 2
-    (published,) = [line for line in lines if "58.25 ± 0.70 %" in line]
-    assert "78.92 ± 0.40 %" in published
+    assert reused()
+    assert reused(data_dir="elsewhere", cache_dir="elsewhere")
+    assert not reused(num_dreams=40)
+    assert not reused(probe_seeds=1)
+    train_set, test_set = runs._check_data(reproduction(workplace))
+    for part in (train_set, test_set):
+        for array in (part.images, part.labels):
+            before = array.flat[0]
+            array.flat[0] = 1 - before
+            assert not reused(runs._digest(runs._arrays_of(train_set, test_set)))
+            array.flat[0] = before
+    assert reused(runs._digest(runs._arrays_of(train_set, test_set)))
+    (state,) = config.run_path.glob("checkpoints/recent/step-12.data*")
+    kept = state.read_bytes()
+    state.write_bytes(kept[:-1] + b"x")
+    assert not reused()
+    state.write_bytes(kept)
+    results = config.run_path / "results.json"
+    kept = results.read_text()
+    results.write_text(kept.replace("full", "fool", 1))
+    assert not reused()
+    results.write_text(kept)
+    assert reused()
+    monkeypatch.setattr(runs.importlib.metadata, "version", lambda name: "99")
+    assert not reused()
 
 
-def test_what_was_left_out_is_not_judged(reproduced):
+def test_dreams_compared_in_other_features_than_the_newest_are_measured_again(
+    reproduced, workplace, monkeypatch, tmp_path
+):
+    from ad_keras.reproduction import runs
+
+    measured = []
+    monkeypatch.setattr(runs, "_check_data", lambda flags: ())
+    monkeypatch.setattr(runs, "write_report", lambda *_: None)
+
+    def measure(flags, config, content):
+        measured.append(config.condition)
+        return "old" if config.condition == "full" and measured.count("full") == 1 else "new"
+
+    monkeypatch.setattr(runs, "_measured", measure)
+    copy = tmp_path / "runs"
+    shutil.copytree(workplace / "runs", copy, ignore=shutil.ignore_patterns("logs"))
+    os.utime(copy / "shapes" / "measured.json", (1, 1))
+    runs.reproduce(reproduction(workplace, runs_dir=str(copy)), "command")
+    assert measured == ["full", "no_rem", "full"]
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_reported(
+    reproduced, workplace, outcome, monkeypatch, tmp_path
+):
+    from ad_keras.reproduction import runs
+
+    def diverge(config):
+        raise RunError(f"the run in {config.run_path} diverged.")
+
+    monkeypatch.setattr(runs, "train", diverge)
+    config = reproduction(
+        workplace, conditions=("wake_only", "full"), output_dir=str(tmp_path / "report")
+    )
+    status, printed, errors = outcome(main, *line_of(config))
+    assert status == 1
+    assert errors.count("\n") == 1
+    assert "shapes-wake_only diverged" in errors
+    assert f"The report in {tmp_path / 'report'} is of the others" in errors
+    assert "shapes-wake_only failed: " in printed
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| What is left out? | " in text
+    assert "diverged" in text
+    alone = dataclasses.replace(config, conditions=("wake_only",))
+    status, _, errors = outcome(main, *line_of(alone))
+    assert status == 1
+    assert "The report" not in errors
+
+
+def test_the_report_shows_dreams_early_and_late_and_what_differs(reproduced, workplace):
     text = (reproduced[0] / "report.md").read_text()
-    assert "**Cannot be judged.** Mixing memories in REM raises linear separability" in text
-    assert "there is no measurement of w/o NREM and Wake only" in text
-
-
-def results(probe=0.6, tiles=(0.5, 0.4), hidden=0.5, fid=(30.0, 20.0), intra=0.6, occluded=0.4):
-    """What a run's evaluation could say, of two classes."""
-    shares = [round(0.1 * step, 1) for step in range(11)]
-    curve = [probe, 0.55, 0.52, tiles[0], *[tiles[1]] * 6, hidden]
-    ratios = {"intra_inter_ratio": intra, "occluded_inter_ratio": occluded}
-    trained = {"accuracy": probe, "mean_of_seeds": probe, "confusion": [[30, 20], [20, 30]]}
-    times = {
-        time: {"nrem": value, "rem": value}
-        for time, value in zip(("early", "late"), fid, strict=True)
-    }
-    values = {
-        "probe": {"trained": trained},
-        "ridge_probe": {"trained": {"accuracy": probe}},
-        "occlusion": {f"tile_{tile}": curve for tile in (1, 2, 4, 8)},
-        "fid": times,
-        "distances": {"trained": ratios, "untrained": {**ratios, "intra_inter_ratio": 0.9}},
-    }
-    return {
-        "metrics": {
-            name: {"values": value, "protocol": {"probabilities": shares}}
-            for name, value in values.items()
-        }
-    }
-
-
-def history(first=0.2, last=0.6, loss=(0.3, 0.1)):
-    return {
-        "0": {"probe/validation_accuracy": first},
-        "1": {"wake/reconstruction_loss": loss[0]},
-        "2": {"wake/reconstruction_loss": loss[1], "probe/validation_accuracy": last},
-    }
-
-
-def measured(histories=None, **conditions) -> Measurements:
-    as_list = {
-        name: [value] if isinstance(value, dict) else value for name, value in conditions.items()
-    }
-    return Measurements(as_list, histories or {})
-
-
-FULL = results()
-
-
-@pytest.mark.parametrize(
-    ("judge", "agreeing", "other"),
-    [
-        (
-            lambda m: findings.separability(m, "probe")[0],
-            measured(full=FULL, no_rem=results(probe=0.5)),
-            measured(full=FULL, no_rem=results(probe=0.7)),
-        ),
-        (
-            lambda m: findings.separability(m, "ridge_probe")[1],
-            measured(full=FULL, no_memory_mix=results(probe=0.5)),
-            measured(full=FULL, no_memory_mix=results(probe=0.7)),
-        ),
-        (
-            lambda m: findings.separability(m, "probe")[2],
-            measured(no_nrem=FULL, wake_only=results(probe=0.5)),
-            measured(no_nrem=FULL, wake_only=results(probe=0.7)),
-        ),
-        (
-            lambda m: findings.dreams(m)[1],
-            measured(full=results(fid=(30.0, 20.0))),
-            measured(full=results(fid=(20.0, 30.0))),
-        ),
-        (
-            lambda m: findings.learning(m, "probe")[0],
-            measured({"full": [history()]}),
-            measured({"full": [history(first=0.7)]}),
-        ),
-        (
-            lambda m: findings.learning(m, "probe")[1],
-            measured({"full": [history()], "no_rem": [history(last=0.5)]}),
-            measured({"full": [history()], "no_rem": [history(last=0.7)]}),
-        ),
-        (
-            # 0.4 / 0.5 of the accuracy is left, against 0.5 / 0.6; then 0.45 / 0.5.
-            lambda m: findings.robustness(m, [4])[0],
-            measured(full=FULL, no_nrem=results(probe=0.5, tiles=(0.4, 0.3))),
-            measured(full=FULL, no_nrem=results(probe=0.5, tiles=(0.45, 0.3))),
-        ),
-        (
-            findings.chance,
-            measured(full=FULL, no_nrem=results(hidden=0.5)),
-            measured(full=FULL, no_nrem=results(hidden=0.55)),
-        ),
-        (
-            lambda m: findings.distances(m)[0],
-            measured(full=FULL, no_rem=results(intra=0.8)),
-            measured(full=FULL, no_rem=results(intra=0.5)),
-        ),
-        (
-            lambda m: findings.distances(m)[1],
-            measured(full=FULL, no_rem=results(intra=0.8)),
-            measured(full=FULL, no_rem=results(intra=1.4)),
-        ),
-        (
-            lambda m: findings.distances(m)[2],
-            measured(full=FULL, no_nrem=results(occluded=0.5)),
-            measured(full=FULL, no_nrem=results(occluded=0.3)),
-        ),
-        (
-            findings.losses,
-            measured({"full": [history()]}),
-            measured({"full": [history(loss=(0.1, 0.3))]}),
-        ),
-    ],
-)
-def test_verdicts_follow_the_figures(judge, agreeing, other):
-    assert judge(agreeing).verdict == AGREES
-    assert judge(other).verdict == DISAGREES
-    assert judge(measured()).verdict == NOT_JUDGED
-
-
-def test_several_seeds_give_mean_and_standard_error_and_must_differ_clearly():
-    accuracies = {"full": (0.61, 0.66, 0.58), "no_rem": (0.50, 0.47, 0.52)}
-    runs = {name: [results(probe=a) for a in values] for name, values in accuracies.items()}
-    value = findings.accuracy(measured(**runs), "full", "probe")
-    assert value.mean == pytest.approx(np.mean(accuracies["full"]))
-    assert value.sem == pytest.approx(np.std(accuracies["full"], ddof=1) / np.sqrt(3))
-    assert value.count == 3
-    finding = findings.separability(measured(**runs), "probe")[0]
-    assert finding.verdict == AGREES
-    error = np.sqrt(sum(np.var(values, ddof=1) / 3 for values in accuracies.values()))
-    difference = np.mean(accuracies["full"]) - np.mean(accuracies["no_rem"])
-    assert f"difference {100 * difference:+.1f} ± {100 * error:.1f} percentage" in finding.figures
-    near = {**runs, "no_rem": [results(probe=a) for a in (0.58, 0.66, 0.60)]}
-    assert findings.separability(measured(**near), "probe")[0].verdict == UNDECIDED
-
-
-def test_figures_that_are_shown_as_the_same_decide_nothing():
-    runs = {"full": [results(probe=0.61)], "no_rem": [results(probe=0.6097)]}
-    assert findings.separability(measured(**runs), "probe")[0].verdict == UNDECIDED
-    runs["no_rem"] = [results(probe=0.6085)]
-    assert findings.separability(measured(**runs), "probe")[0].verdict == AGREES
-
-
-def test_a_figure_that_is_not_finite_is_not_judged():
-    finding = findings.dreams(measured(full=results(fid=(None, 20.0))))[0]
-    assert finding.verdict == NOT_JUDGED
-    assert "not finite" in finding.figures
+    assert "(pictures/dreams_epoch_1.png)" in text
+    assert "(pictures/dreams_epoch_2.png)" in text
+    assert "(pictures/pca.png)" in text
+    assert "epochs 2 (the paper: 50)" in text
+    assert "base_filters 4 (the paper: 64)" in text
+    assert "58.25" not in text
+    assert "--some=<flags>" in text
+    assert "--some=&lt;flags&gt;" in (reproduced[0] / "report.html").read_text()
+    metrics = json.loads((workplace / "runs" / "shapes" / "results.json").read_text())["metrics"]
+    mean = metrics["probe"]["values"]["trained"]["mean_of_seeds"]
+    assert f"| PAD | {100 * mean:.2f} % (1) |" in text
 
 
 def test_runs_are_named_as_training_names_them():
@@ -380,7 +294,7 @@ def test_runs_are_named_as_training_names_them():
         (["--seeds=0,a"], "--seeds=a is not possible"),
         (["--seeds=1,01"], "--seeds=1,1 names one of them twice"),
         (["--epochs=0"], "--epochs=0 is not possible"),
-        (["--images=0"], "--images=0 is not possible"),
+        (["--num_dreams=0"], "=0 is not possible"),
         (["--dataset=cifr10"], "Did you mean cifar10"),
     ],
 )

@@ -1,0 +1,220 @@
+"""Tests of the report from saved results alone: no data, no checkpoints, no training."""
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from ad_keras.evaluation.published import differences
+from ad_keras.reproduce import main
+from ad_keras.reproduction.report import read_runs, write_report
+from ad_keras.runs.config import CONDITIONS, Config
+
+
+class Page(HTMLParser):
+    """The pictures of a page, and all else that it refers to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.references = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if tag == "img" and name == "src":
+                self.images.append(value)
+            elif name in ("src", "href", "srcset", "data", "action"):
+                self.references.append(value)
+
+
+@pytest.fixture(scope="module")
+def reported(save_runs, tmp_path_factory):
+    """A folder of saved results of all conditions, with its report, and a map of one run."""
+    folder = save_runs(tmp_path_factory.mktemp("saved"))
+    points = pd.DataFrame({"x": range(40), "y": range(40), "label": [n % 10 for n in range(40)]})
+    (folder / "full-seed0" / "figures").mkdir()
+    points.to_csv(folder / "full-seed0" / "figures" / "pca.csv", index=False)
+    main(["reproduce", f"--results_dir={folder}"])
+    return folder
+
+
+@pytest.fixture
+def report_of(save_runs, tmp_path):
+    """Writes a report of some runs, after a change to their folder; its Markdown."""
+
+    def write(conditions, seeds=(0, 1), change=lambda folder: None, failed=(), **settings) -> str:
+        folder = save_runs(tmp_path / "runs", conditions, seeds, **settings)
+        change(folder)
+        write_report(read_runs(list(folder.iterdir())), tmp_path / "out", "the command", failed)
+        return (tmp_path / "out" / "report.md").read_text()
+
+    return write
+
+
+def test_the_page_has_its_pictures_inside_and_nothing_outside(reported):
+    text = (reported / "report.html").read_text()
+    page = Page(text)
+    assert len(page.images) == 6
+    for source in page.images:
+        kind, _, content = source.partition(",")
+        assert kind == "data:image/png;base64"
+        with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
+            picture.load()
+            assert min(picture.size) > 150
+            assert len(set(picture.convert("L").tobytes())) > 2
+    assert page.references == []
+    assert not re.search(r"https?://|url\(|@import|<script", text)
+
+
+def test_the_page_and_the_markdown_say_the_same(reported):
+    page, text = (
+        html.unescape((reported / f"report.{kind}").read_text()) for kind in ("html", "md")
+    )
+    for line in text.splitlines():
+        cells = line.strip("| ").split(" | ") if line[:1] == "|" else []
+        for cell in cells:
+            assert "---" in cell or f">{cell.strip()}</t" in page
+    assert page.count("<h2>") == text.count("\n## ") == 8
+
+
+def test_the_pictures_of_the_markdown_exist(reported):
+    named = re.findall(r"!\[.*\]\((.*)\)", (reported / "report.md").read_text())
+    assert len(named) == 6
+    assert {reported / name for name in named} == set((reported / "pictures").iterdir())
+
+
+def test_it_opens_with_one_sentence_and_what_it_rests_on(reported):
+    text = (reported / "report.md").read_text()
+    assert text.splitlines()[2] == "After 50 epochs on cifar10, 16 of the paper's 16 claims hold."
+    assert "| With how many seeds? | PAD 4, w/o memory mix 4, w/o REM 4," in text
+    assert "| What differs from the paper? | nothing |" in text
+
+
+def test_table_1_sets_ours_beside_the_published(reported):
+    text = (reported / "report.md").read_text()
+    # Means of 58.2 and 58.25; errors of 0.194 and 0.70; by SciPy's ttest_ind_from_stats, z -0.07.
+    assert "| PAD | 58.20 ± 0.19 % (4) | 58.25 ± 0.70 % (4) | -0.05 [-2.20, +2.10] | -0.1 |" in text
+    assert "| w/o REM | 46.10 ± 0.19 % (4) | 46.00 ± 0.43 % (4) | +0.10 [-1.19, +1.39]" in text
+    assert "| untrained encoder | 32.20 ± 0.10 % (4) |" in text
+    assert "| raw pixels | 36.10 ± 0.00 % (4) |" in text
+    assert "| PAD | 65.10 ± 0.17 % (4) | 64.10 ± 0.17 % (4) |" in text  # the other readouts
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "published"),
+    [
+        ("epochs", 20, "50"),
+        ("latent_dim", 8, "256"),
+        ("base_filters", 2, "64"),
+        ("batch_size", 32, "64"),
+        ("encoder_learning_rate", 0.001, "0.0002"),
+        ("generator_learning_rate", 0.001, "0.0002"),
+        ("beta_1", 0.9, "0.5"),
+        ("beta_2", 0.99, "0.999"),
+        ("image_size", 64, "32"),
+        ("train_examples", 900, "0"),
+        ("hold_out", True, "False"),
+        ("mask_per", "image", "batch"),
+        ("kl_weight", 0.5, "1.0"),
+        ("dataset", "synth_digits", "cifar10, svhn"),
+    ],
+)
+def test_each_setting_that_is_not_the_papers_is_named(setting, value, published):
+    config = Config(**{"dataset": "cifar10", setting: value})
+    assert differences(config) == [f"{setting} {value} (the paper: {published})"]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_the_papers_settings_do_not_differ_whatever_the_condition(condition):
+    config = Config(dataset="svhn", precision="mixed_bfloat16", seed=3, **CONDITIONS[condition])
+    assert differences(config) == []
+    longer = dataclasses.replace(config, epochs=100)
+    assert differences(longer, epochs=50) == []
+    assert differences(longer) == ["epochs 100 (the paper: 50)"]
+
+
+def test_other_settings_are_named_and_not_set_beside_the_published(report_of):
+    text = report_of(("full", "no_rem"), base_filters=2)
+    assert "Published numbers do not stand here: base_filters 2 (the paper: 64)." in text
+    assert "| base_filters 2 (the paper: 64); fewer than 4 seeds |" in text
+    assert "58.25" not in text
+
+
+def test_runs_measured_earlier_are_not_set_beside_the_published(report_of):
+    def shorten(folder):
+        for file in folder.glob("*/results.json"):
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"epochs": 1}))
+
+    text = report_of(("full",), change=shorten)
+    assert "Published numbers do not stand here: epochs 1 (the paper: 50)." in text
+
+
+def test_precision_is_named_but_no_hindrance(report_of):
+    text = report_of(("full",), precision="mixed_bfloat16")
+    assert "precision mixed_bfloat16 (the paper: float32)" in text
+    assert "ours, epoch 50, mixed_bfloat16" in text
+    assert "58.25 ± 0.70 % (4)" in text
+
+
+def test_one_seed_is_shown_but_not_judged(report_of):
+    text = report_of(("full", "no_rem"), seeds=(1,))
+    rem = "| Table 1 | REM raises linear separability | one seed: not judged |"
+    assert f"{rem} PAD: 58.05 % (1); w/o REM: 45.95 % (1) | +12.10 (one seed) |" in text
+    assert "| PAD | 58.05 % (1) | 58.25 ± 0.70 % (4) | -0.20 (one seed) |  |" in text
+    sentence = "0 of the paper's 16 claims hold, 6 not judged for want of seeds, 10 not measured."
+    assert sentence in text.splitlines()[2]
+
+
+def test_what_is_missing_is_named_and_left_out(report_of):
+    def damage(folder):
+        (folder / "no_rem-seed1" / "results.json").unlink()
+        file = folder / "full-seed0" / "results.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"epochs": 20}))
+
+    text = report_of(("full", "no_rem"), seeds=(0, 1, 2), change=damage, failed=["x failed: why"])
+    assert (
+        "| What is left out? | x failed: why; PAD, seed 0 (not measured at epoch 50); w/o REM, "
+        "seed 1 (not measured at epoch 50) |"
+    ) in text
+    assert "| With how many seeds? | PAD 2, w/o REM 2 |" in text
+
+
+def test_results_of_some_metrics_are_enough(report_of):
+    def cut(folder):
+        for file in folder.glob("*/results.json"):
+            results = json.loads(file.read_text())
+            results["metrics"] = {"ridge_probe": results["metrics"]["ridge_probe"]}
+            file.write_text(json.dumps(results))
+        for file in folder.glob("*/history.json"):
+            file.unlink()
+
+    text = report_of(("full", "no_rem"), change=cut)
+    assert "| REM raises linear separability: ridge | holds |" in text
+    assert "| REM raises linear separability | not measured |" in text
+
+
+def one_line(outcome, message):
+    status, printed, errors = outcome
+    assert (status, printed) == (2, "")
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_what_cannot_be_reported_is_told_in_one_line(outcome, save_runs, tmp_path):
+    one_line(outcome(main, f"--results_dir={tmp_path}"), f"{tmp_path} holds no runs")
+    folder = save_runs(tmp_path / "a", ("full",), (0,))
+    (folder / "full-seed0" / "results.json").write_text("{")
+    one_line(outcome(main, f"--results_dir={folder}"), "results.json cannot be read")
+    (folder / "full-seed0" / "results.json").unlink()
+    one_line(outcome(main, f"--results_dir={folder}"), "none of the 1 runs was measured")
+    save_runs(folder, ("no_rem",), (0,), base_filters=8)
+    one_line(outcome(main, f"--results_dir={folder}"), "--base_filters is 64 and 8")
+    other = save_runs(tmp_path / "b", ("full",), (0,), kl_weight=0.5)
+    one_line(outcome(main, f"--results_dir={other}"), "of none of the paper's conditions")
