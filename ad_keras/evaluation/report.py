@@ -94,12 +94,12 @@ def combine(results: Sequence[dict]) -> dict:
         combined["metrics"][metric]["sem"][name] = summary.sem
     parts = (frame.metric + " " + frame.of).groupby(frame.run).unique()
     everything = dict.fromkeys(part for run in parts for part in run)
-    combined["lacking"] = {
+    lacking = {
         run: missing
         for run in combined["runs"]
         if (missing := [part for part in everything if part not in set(parts.get(run, []))])
     }
-    return combined
+    return combined | ({"lacking": lacking} if lacking else {})
 
 
 def table(results: dict) -> str:

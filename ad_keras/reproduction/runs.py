@@ -92,23 +92,29 @@ def reproduce(flags: ReproduceConfig, command: str) -> Path:
         content = _digest(_arrays_of(*_check_data(flags)))
         features: dict[Path, str] = {}
         failed: dict[Path, str] = {}
-        for number, run in enumerate(runs, start=1):
-            folder = run.config.run_path
-            print(f"[{number}/{len(runs)}] {folder}: {run.state}", flush=True)
+
+        def attempt(config: Config, finished: bool) -> None:
+            folder = config.run_path
             try:
-                if not run.finished:
-                    train(run.config)
-                features[folder] = _measured(flags, run.config, content)
+                if not finished:
+                    train(config)
+                features[folder] = _measured(flags, config, content)
             except Interrupted:
                 raise
             except RunError as error:
+                features.pop(folder, None)
                 failed[folder] = f"{folder} failed: {error}"
                 print(failed[folder], flush=True)
+
+        for number, run in enumerate(runs, start=1):
+            print(f"[{number}/{len(runs)}] {run.config.run_path}: {run.state}", flush=True)
+            attempt(run.config, run.finished)
         # Dreams are only compared in the features of the same weights, which a lost cache changes.
         newest = max(features, key=lambda f: (f / _RECORD).stat().st_mtime, default=None)
         for folder in [f for f in features if features[f] != features[newest]]:
             (folder / _RECORD).unlink()
-            _measured(flags, load_config(folder), content)
+            (config,) = (run.config for run in runs if run.config.run_path == folder)
+            attempt(config, finished=True)
         if not features:
             raise RunError("; ".join(failed.values()))
         write_report(read_runs(list(features)), flags.report_path, command, [*failed.values()])

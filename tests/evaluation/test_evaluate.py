@@ -11,7 +11,7 @@ from PIL import Image
 
 from ad_keras import data
 from ad_keras.evaluate import main
-from ad_keras.evaluation import features, report
+from ad_keras.evaluation import features
 from ad_keras.measures.latents import encode
 from ad_keras.measures.neighbours import knn_accuracy
 from ad_keras.measures.probe import linear_probe
@@ -197,13 +197,10 @@ def test_repeated_runs_give_mean_and_standard_error(evaluated, runs, tmp_path):
     combined = json.loads((tmp_path / "results.json").read_text())
     each = [json.loads((runs / f"seed{s}" / "results.json").read_text()) for s in (0, 1)]
     assert combined["training_seeds"] == [0, 1]
-    for path in (("knn", "trained"), ("occlusion", "tile_2")):
-        values = [result["metrics"][path[0]]["values"][path[1]] for result in each]
-        entry = combined["metrics"][path[0]]
-        np.testing.assert_allclose(entry["mean"][path[1]], np.mean(values, axis=0))
-        np.testing.assert_allclose(
-            entry["sem"][path[1]], np.std(values, axis=0, ddof=1) / np.sqrt(2)
-        )
+    values = [result["metrics"]["knn"]["values"]["trained"] for result in each]
+    entry = combined["metrics"]["knn"]
+    assert entry["mean"]["trained"] == pytest.approx(np.mean(values))
+    assert entry["sem"]["trained"] == pytest.approx(np.std(values, ddof=1) / np.sqrt(2))
     assert "2 runs of full, epoch 2: mean +- standard error" in printed
     assert " +- " in printed
     assert (tmp_path / "figures" / "occlusion.png").is_file()
@@ -220,33 +217,6 @@ def test_an_export_is_measured_like_its_run(evaluated, runs, tmp_path):
         for name in "01"
     )
     assert of_run == pytest.approx(of_export, abs=0.03)
-
-
-def test_published_figures_stand_beside_ours():
-    results = {
-        "name": "cifar10",
-        "dataset": "cifar10",
-        "trained_on": "cifar10",
-        "condition": "no_rem",
-        "epochs": 10,
-        "training_seed": 0,
-        "metrics": {
-            "probe": {"values": {"trained": {"accuracy": 0.4512}, "pixels": {"accuracy": 0.3}}}
-        },
-    }
-    (ours,) = [line for line in report.table(results).splitlines() if " trained " in line]
-    assert "45.1 %" in ours
-    assert "46.00 +- 0.43 %" in ours
-
-
-def test_nan_is_written_as_null(tmp_path):
-    results = {
-        "class_names": [],
-        "metrics": {"layers": {"values": {"latent": {"probe": float("nan"), "ridge_probe": 0.5}}}},
-    }
-    report.write(results, tmp_path)
-    text = (tmp_path / "results.json").read_text()
-    assert json.loads(text)["metrics"]["layers"]["values"]["latent"]["probe"] is None
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_results_are_only_reused_of_the_same_settings_data_weights_and_versions(
     for part in (train_set, test_set):
         for array in (part.images, part.labels):
             before = array.flat[0]
-            array.flat[0] = 1 - before
+            array.flat[0] = before ^ 1
             assert not reused(runs._digest(runs._arrays_of(train_set, test_set)))
             array.flat[0] = before
     assert reused(runs._digest(runs._arrays_of(train_set, test_set)))

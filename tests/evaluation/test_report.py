@@ -1,0 +1,181 @@
+"""Tests of results as table, text, file and pictures, without any model."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from ad_keras.evaluation import report
+from ad_keras.evaluation.published import LINEAR_SEPARABILITY, sample
+
+SHARES = [0.0, 0.3, 0.6]
+
+
+def result(seed=0, shift=0.0, early=True) -> dict:
+    """What `results.json` could say, every figure another."""
+    counts = [[8.0 + seed, 2.0 - seed], [3.0, 7.0]]
+    fid = {"late": {"nrem": 21.0 + shift, "rem": 32.0 + shift}, "test_images": 4.0}
+    values = {
+        "probe": {
+            "trained": {"accuracy": 0.41, "confusion": counts, "mean_of_seeds": 0.4512 + shift},
+            "pixels": {"accuracy": 0.31},
+        },
+        "logistic_probe": {"trained": {"accuracy": 0.61 + shift}},
+        "knn": {"trained": 0.52 + shift},
+        "occlusion": {"tile_4": [0.45 + shift, 0.33 + shift, 0.22 + shift]},
+        "pca": {"trained": {"explained_variance": [0.25, 0.125]}},
+        "fid": {**({"early": {"nrem": 43.0, "rem": 54.0}} if early else {}), **fid},
+        "kid": {"late": {"rem": {"distance": 0.0071, "deviation_of_subsets": 0.001}}},
+        "layers": {"conv1": {"probe": float("nan"), "ridge_probe": 0.37}},
+    }
+    return {
+        "name": f"seed{seed}",
+        "dataset": "cifar10",
+        "trained_on": "cifar10",
+        "condition": "no_rem",
+        "class_names": ["above", "below"],
+        "epochs": 50,
+        "step": 99,
+        "training_seed": seed,
+        "differences": [],
+        "metrics": {
+            name: {"protocol": {"probabilities": SHARES}, "values": value}
+            for name, value in values.items()
+        },
+    }
+
+
+def test_tidy_has_every_figure_in_a_line():
+    frame = report.tidy(result()).set_index(["metric", "of", "figure"])
+    assert set(frame.run) == {"seed0"}
+    expected = {
+        ("probe", "trained", "mean_of_seeds"): 0.4512,
+        ("probe", "pixels", "accuracy"): 0.31,
+        ("knn", "trained", ""): 0.52,
+        ("occlusion", "tile_4", "0.3"): 0.33,
+        ("pca", "trained", "explained_variance"): 0.375,
+        ("fid", "early", "nrem"): 43.0,
+        ("fid", "test_images", ""): 4.0,
+        ("kid", "late", "rem/distance"): 0.0071,
+        ("layers", "conv1", "ridge_probe"): 0.37,
+    }
+    for place, value in expected.items():
+        assert frame.value[place] == value
+    assert np.isnan(frame.value["layers", "conv1", "probe"])
+    assert len(frame) == 18
+
+
+def test_runs_are_combined_into_means_and_standard_errors():
+    shifts = (0.0, 0.03, -0.012)
+    combined = report.combine([result(seed, shift) for seed, shift in enumerate(shifts)])
+    assert combined["runs"] == ["seed0", "seed1", "seed2"]
+    assert combined["training_seeds"] == [0, 1, 2]
+    assert "lacking" not in combined
+    entry = combined["metrics"]["occlusion"]
+    assert entry["mean"]["tile_4/0.3"] == pytest.approx(0.33 + np.mean(shifts))
+    assert entry["sem"]["tile_4/0.3"] == pytest.approx(np.std(shifts, ddof=1) / np.sqrt(3))
+    assert entry["values"][1]["tile_4"] == [0.48, 0.36, 0.25]
+    text = report.table(combined)
+    assert "3 runs of no_rem, epoch 50: mean +- standard error" in text
+    error = 100 * np.std(shifts, ddof=1) / np.sqrt(3)
+    assert f"{100 * (0.61 + np.mean(shifts)):.1f} +- {error:.1f} %" in text
+
+
+def test_runs_without_an_early_epoch_are_named_whichever_comes_first():
+    for order in ((True, False), (False, True)):
+        runs = [result(seed, 0.1 * seed, early) for seed, early in enumerate(order)]
+        combined = report.combine(runs)
+        lacking = f"seed{order.index(False)}"
+        assert combined["lacking"] == {lacking: ["fid early"]}
+        assert combined["metrics"]["fid"]["mean"]["early/nrem"] == 43.0
+        assert combined["metrics"]["fid"]["mean"]["late/nrem"] == pytest.approx(21.05)
+        assert f"{lacking} has no fid early" in report.table(combined)
+
+
+def test_runs_with_other_metrics_are_combined_as_far_as_they_go():
+    second = result(1)
+    del second["metrics"]["knn"]
+    combined = report.combine([result(0), second])
+    assert combined["lacking"] == {"seed1": ["knn trained"]}
+    assert combined["metrics"]["knn"]["mean"] == {"trained": 0.52}
+
+
+def test_published_figures_stand_beside_ours_of_the_same_settings_only():
+    def line(results):
+        text = report.table(results)
+        (found,) = [row for row in text.splitlines() if " trained, mean of seeds " in row]
+        return found, text
+
+    found, _ = line(result())
+    assert "45.1 %" in found
+    assert "46.00 +- 0.43 % (epoch 50, 4 seeds)" in found
+    shorter = result() | {"differences": ["epochs 10 (the paper: 50)"], "epochs": 10}
+    found, text = line(shorter)
+    assert "46.00" not in text
+    assert "not as in the paper: epochs 10 (the paper: 50)" in text
+    for change in ({"condition": "nrem_mixed"}, {"trained_on": "svhn"}):
+        assert "46.00" not in line(result() | change)[1]
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "svhn"])
+def test_samples_have_the_published_means_and_errors(dataset):
+    for condition, (mean, sem) in LINEAR_SEPARABILITY[dataset].items():
+        values = sample(dataset, condition)
+        assert values.mean() == pytest.approx(mean)
+        assert values.std(ddof=1) / np.sqrt(4) == pytest.approx(sem)
+    assert sample(dataset, "nrem_mixed") is None
+    assert sample("mnist", "full") is None
+
+
+def test_published_numbers_are_those_of_table_1():
+    percent = {
+        name: [(round(100 * mean, 2), round(100 * sem, 2)) for mean, sem in table.values()]
+        for name, table in LINEAR_SEPARABILITY.items()
+    }
+    assert percent == {
+        "cifar10": [(58.25, 0.70), (53.87, 0.85), (46.00, 0.43), (58.00, 0.34), (42.25, 0.54)],
+        "svhn": [(78.92, 0.40), (60.87, 5.07), (42.30, 1.51), (73.25, 0.22), (41.93, 0.65)],
+    }
+    order = ["full", "no_memory_mix", "no_rem", "no_nrem", "wake_only"]
+    assert [list(table) for table in LINEAR_SEPARABILITY.values()] == [order] * 2
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_files_hold_the_figures_the_pictures_and_the_maps(tmp_path, runs):
+    results = report.combine([result(0), result(1, 0.1)]) if runs == 2 else result()
+    before = copy.deepcopy(results)
+    coordinates = np.arange(10.0).reshape(5, 2)
+    report.write(results, tmp_path, {"pca": coordinates}, np.array([0, 1, 0, 1, 1]))
+    assert str(results) == str(before)
+    written = json.loads((tmp_path / "results.json").read_text())
+    layers = written["metrics"]["layers"]["values"]
+    assert (layers[0] if runs == 2 else layers)["conv1"]["probe"] is None  # NaN is no JSON
+    names = {file.name for file in (tmp_path / "figures").iterdir()}
+    pictures = {f"{name}.png" for name in ("occlusion", "confusion", "layers", "fid", "pca")}
+    assert names == {*pictures, "pca.csv"}
+    lines = (tmp_path / "figures" / "pca.csv").read_text().splitlines()
+    assert lines[:2] == ["x,y,label", "0,1,0"]
+    assert len(lines) == 6
+
+
+def test_tensorboard_has_the_finite_figures_and_nothing_older(tmp_path):
+    import tensorflow as tf
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    report.log(result(), tmp_path / "events")
+    report.log(result(shift=0.01), tmp_path / "events")
+    events = EventAccumulator(str(tmp_path / "events"), size_guidance={"tensors": 0})
+    events.Reload()
+
+    def points(tag):
+        return [
+            (point.step, float(tf.make_ndarray(point.tensor_proto)))
+            for point in events.Tensors(f"evaluation/{tag}")
+        ]
+
+    assert points("knn/trained") == [(50, pytest.approx(0.53))]
+    assert points("fid/late/rem") == [(50, pytest.approx(32.01))]
+    shares = [(0, pytest.approx(0.46)), (30, pytest.approx(0.34)), (60, pytest.approx(0.23))]
+    assert points("occlusion/tile_4") == shares
+    assert "evaluation/layers/conv1/probe" not in events.Tags()["tensors"]
