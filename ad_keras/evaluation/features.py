@@ -53,6 +53,11 @@ class FeatureExtractor:
     folder: Path
     accuracy: float | None = None
 
+    @property
+    def weights(self) -> str:
+        """A digest of the network's weights: only values in the same features can be compared."""
+        return _digest(*self.network.get_weights())
+
     def __call__(self, images: np.ndarray, label: str = "features") -> np.ndarray:
         """Computes features, with a progress bar.
 

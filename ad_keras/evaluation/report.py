@@ -239,7 +239,7 @@ def _heading(results: dict) -> list[str]:
         who = f"{results['name']}: {trained}, seed {results['training_seed']}"
     lines = [f"{who}, on {results['dataset']}"]
     for run, missing in results.get("lacking", {}).items():
-        lines.append(f"without {run}, which has no {', '.join(missing)}: the means of these")
+        lines.append(f"{run} has no {', '.join(missing)}: those means are without it")
     if results.get("differences"):
         lines.append(f"not as in the paper: {'; '.join(results['differences'])}")
     if "features" in results:

@@ -19,6 +19,7 @@ from ad_keras.evaluation.features import (
     inception_features,
     short_name,
 )
+from ad_keras.evaluation.published import differences
 from ad_keras.evaluation.suite import OF_DREAMS, Suite, check
 from ad_keras.pad.model import PAD
 from ad_keras.runs.build import build_model
@@ -190,8 +191,13 @@ def _header(
         "epochs": subject.config.epochs,
         "step": int(subject.model.step.numpy()),
         "training_seed": subject.config.seed,
+        "differences": differences(subject.config),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     if features is not None:
-        header["features"] = {"name": features.name, "test_accuracy": features.accuracy}
+        header["features"] = {
+            "name": features.name,
+            "test_accuracy": features.accuracy,
+            "weights": features.weights,
+        }
     return header

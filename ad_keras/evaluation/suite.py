@@ -176,10 +176,7 @@ class Suite:
 
     def _measure_probe(self) -> tuple[dict, dict]:
         values = {}
-        for name, latents in self._latents.items():
-            readouts = [self._readouts[name]]
-            for offset in _bar(range(1, self._probe_seeds), f"probe of the {name} encoder"):
-                readouts.append(self._probe(linear_probe, latents, seed=self._seed + offset))
+        for name, readouts in self._readouts.items():
             accuracies = [readout.accuracy for readout in readouts]
             values[name] = {
                 **_reading(readouts[0]),
@@ -218,7 +215,7 @@ class Suite:
         latents = self._latents["trained"]
         widths["latent"] = latents[0].shape[1]
         values["latent"] = {
-            "probe": self._readouts["trained"].accuracy,
+            "probe": self._readouts["trained"][0].accuracy,
             "ridge_probe": self._probe(ridge_probe, latents).accuracy,
         }
         text = (
@@ -237,24 +234,35 @@ class Suite:
         return self._protocol(text, neighbours=neighbours), values
 
     def _measure_occlusion(self) -> tuple[dict, dict]:
-        readout, labels = self._readouts["trained"], self._test.labels
+        labels = self._test.labels
         encoder, images = self._model.encoder, self._test.images
+
+        def score(latents: np.ndarray) -> float:
+            readouts = self._readouts["trained"]
+            return float(np.mean([readout.score(latents, labels) for readout in readouts]))
+
         # At the ends, tiles of all sizes make the same images.
-        clean = readout.score(self._latents["trained"][1], labels)
+        clean = score(self._latents["trained"][1])
         hidden = encode_occluded(encoder, images[:1], 1.0, 1, self._seed)
-        at_chance = readout.score(np.repeat(hidden, len(labels), axis=0), labels)
+        at_chance = score(np.repeat(hidden, len(labels), axis=0))
         curves = {f"tile_{tile}": [clean] for tile in TILES}
         between = [(tile, share) for tile in TILES for share in OCCLUDED_SHARES[1:-1]]
         for tile, share in _bar(between, "occlusion"):
             latents = encode_occluded(encoder, images, share, tile, self._seed)
-            curves[f"tile_{tile}"].append(readout.score(latents, labels))
+            curves[f"tile_{tile}"].append(score(latents))
         for curve in curves.values():
             curve.append(at_chance)
         text = (
             "the paper's probe, trained on clean images, on test images of which each tile is set "
-            "to mid-grey with the given probability; a mask for each image"
+            "to mid-grey with the given probability; a mask for each image, the mean over the "
+            "probe's seeds"
         )
-        return self._protocol(text, probabilities=list(OCCLUDED_SHARES), tiles=list(TILES)), curves
+        return self._protocol(
+            text,
+            probe_seeds=self._probe_seeds,
+            probabilities=list(OCCLUDED_SHARES),
+            tiles=list(TILES),
+        ), curves
 
     def _measure_distances(self) -> tuple[dict, dict]:
         values, sizes = {}, {}
@@ -339,10 +347,13 @@ class Suite:
         }
 
     @functools.cached_property
-    def _readouts(self) -> dict[str, ProbeResult]:
-        """The paper's probe of each encoder, at the first seed."""
+    def _readouts(self) -> dict[str, list[ProbeResult]]:
+        """The paper's probe of each encoder, at each of its seeds."""
         return {
-            name: self._probe(linear_probe, latents, seed=self._seed)
+            name: [
+                self._probe(linear_probe, latents, seed=self._seed + offset)
+                for offset in _bar(range(self._probe_seeds), f"probe of the {name} encoder")
+            ]
             for name, latents in self._latents.items()
         }
 
