@@ -29,6 +29,7 @@ setup(
         "grpcio",
         "importlib_resources",  # tensorflow-datasets imports it without asking for it
         "jinja2",
+        "joblib",
         "keras>=3.10",
         "keras-tuner>=1.4.8,<1.5",  # a search relies on some of its internals
         "matplotlib",

@@ -41,10 +41,7 @@ _NAMES = {
     "logistic_probe": "logistic regression",
     "ridge_probe": "ridge probe",
     "knn": "nearest neighbours",
-    "tile_1": "tiles of 1 px",
-    "tile_2": "tiles of 2 px",
-    "tile_4": "tiles of 4 px",
-    "tile_8": "tiles of 8 px",
+    **{f"tile_{side}": f"tiles of {side} px" for side in (1, 2, 4, 8)},
 }
 
 

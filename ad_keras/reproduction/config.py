@@ -7,10 +7,8 @@ from pathlib import Path
 from ad_keras.cli import flag
 from ad_keras.errors import UsageError
 from ad_keras.evaluation.config import EvaluateConfig
+from ad_keras.evaluation.published import LINEAR_SEPARABILITY
 from ad_keras.runs.config import CONDITIONS, Config
-
-TABLE_1 = ("full", "no_memory_mix", "no_rem", "no_nrem", "wake_only")
-"""The conditions that the paper's Table 1 compares, in its order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +27,9 @@ class ReproduceConfig:
     train_examples: int = flag(0, "Data", "train on only so many images (0: all)")
 
     conditions: tuple[str, ...] = flag(
-        TABLE_1, "Runs", f"which to compare, of {', '.join(CONDITIONS)}"
+        tuple(LINEAR_SEPARABILITY["cifar10"]),
+        "Runs",
+        f"which to compare, of {', '.join(CONDITIONS)}",
     )
     seeds: tuple[str, ...] = flag(
         ("0",), "Runs", "a run of each condition for each seed; several give standard errors"
@@ -111,8 +111,8 @@ class ReproduceConfig:
     def report_path(self) -> Path:
         """The folder of the report."""
         if self.output_dir or self.results_dir:
-            return Path(self.output_dir or self.results_dir)
-        return Path(self.runs_dir) / f"{self._plain_name('full', 0)}-report"
+            return Path(self.output_dir or self.results_dir).expanduser()
+        return Path(self.runs_dir).expanduser() / f"{self._plain_name('full', 0)}-report"
 
     def run_config(self, condition: str, seed: int) -> Config:
         """The training run of a condition and a seed, in its folder.
@@ -134,16 +134,8 @@ class ReproduceConfig:
         Args:
             run_dir: folder of the run.
         """
-        return EvaluateConfig(
-            run_dir=(run_dir,),
-            dataset=self.dataset,
-            data_dir=self.data_dir,
-            images=self.num_dreams,
-            features=self.features,
-            inception_weights=self.inception_weights,
-            probe_seeds=self.probe_seeds,
-            cache_dir=self.cache_dir,
-        )
+        own = {"run_dir": (run_dir,), "output_dir": None, "images": self.num_dreams}
+        return EvaluateConfig(**self._shared(EvaluateConfig) | own)
 
     def _plain_name(self, condition: str, seed: int) -> str:
         """What training calls the run by itself, and the seed, which it leaves out."""
@@ -151,18 +143,9 @@ class ReproduceConfig:
         return f"{name}-seed{seed}" if seed else name
 
     def _shape(self, condition: str, seed: int) -> dict:
-        return {
-            "dataset": self.dataset,
-            "data_dir": self.data_dir,
-            "image_size": self.image_size,
-            "train_examples": self.train_examples,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "latent_dim": self.latent_dim,
-            "base_filters": self.base_filters,
-            "precision": self.precision,
-            "probe_every": self.probe_every,
-            "dream_every": self.dream_every,
-            "seed": seed,
-            **CONDITIONS[condition],
-        }
+        return self._shared(Config) | {"seed": seed, **CONDITIONS[condition]}
+
+    def _shared(self, kind: type) -> dict:
+        """The flags that another command has too."""
+        names = {field.name for field in dataclasses.fields(kind)}
+        return {name: value for name, value in vars(self).items() if name in names}

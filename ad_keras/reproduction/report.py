@@ -3,6 +3,7 @@
 import base64
 import collections
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -32,7 +33,7 @@ from ad_keras.measures.statistics import (
     summarise,
 )
 from ad_keras.reproduction import findings
-from ad_keras.reproduction.findings import AREA, LOST, NOT_MEASURED, Finding
+from ad_keras.reproduction.findings import AREA, FIRST, LOST, NOT_MEASURED, Finding
 from ad_keras.runs import pictures
 from ad_keras.runs.checkpoints import Checkpoints
 from ad_keras.runs.config import CONDITIONS, RUN_ONLY, Config
@@ -68,6 +69,7 @@ _LOSSES = {
     ("nrem", "recovery_loss"): "NREM: recovery",
     ("rem", "internal_loss"): "REM: dreams called internal",
 }
+_curves = functools.partial(plots.curves, order=list(CONDITIONS))
 _SHOWN_CLASSES = 4  # of the maps, as in the paper
 _MEMORIES = 10  # columns of a sheet of dreams
 _SEED = 0  # of their choice, occlusions and noise
@@ -272,8 +274,7 @@ class _Report:
                 names = [claim.figure[1], claim.than[1]]
             elif same:
                 names = [
-                    f"epoch {e or self.at}".replace("epoch first", "first epoch")
-                    for e in claim.epochs
+                    "first epoch" if e == FIRST else f"epoch {e or self.at}" for e in claim.epochs
                 ]
             margin = f" (margin: {100 * claim.margin:.0f} points)" if claim.margin else ""
             shown = "; ".join(
@@ -326,7 +327,9 @@ class _Report:
         texts = []
         if not any(line[2] for line in lines):
             head, lines = head[:2], [line[:2] for line in lines]
-            texts = ["Published numbers do not stand here: " + "; ".join(self.unlike) + "."]
+            texts = ["Published numbers do not stand here: " + "; ".join(self.unlike) + "."] * bool(
+                self.unlike
+            )
         caption = (
             "The paper's probe: accuracy on clean test images, mean over seeds of the probe, ± "
             "standard error over runs (seeds). z: the difference in its standard errors."
@@ -381,8 +384,7 @@ class _Report:
             "tenth of the training images, on which the probe is not fitted. On test images there "
             "are the untrained encoder and the epochs that were measured."
         )
-        options = {"order": list(CONDITIONS), "chance": self.chance}
-        shown = _picture("separability", caption, plots.curves, panels, "epochs", **options)
+        shown = _picture("separability", caption, _curves, panels, "epochs", chance=self.chance)
         return Section("Figure 4: linear separability over training", pictures=shown)
 
     def _figure_5(self) -> Section:
@@ -395,10 +397,8 @@ class _Report:
             "Accuracy of the paper's probe, fitted on clean images, on occluded test images, with "
             "95 % bands where there are seeds"
         )
-        options = {"order": list(CONDITIONS), "chance": self.chance}
-        shown = _picture(
-            "occlusion", caption, plots.curves, panels, "occluded tiles [%]", **options
-        )
+        quantity = "occluded tiles [%]"
+        shown = _picture("occlusion", caption, _curves, panels, quantity, chance=self.chance)
         table = Table(
             "Tiles of 4 px: the share of the accuracy above chance that is lost under 30 % "
             "occlusion, and the area under the curve of what is left of it (1: nothing is lost)",
@@ -445,9 +445,8 @@ class _Report:
         for (metric, of), title in _LOSSES.items():
             rows = self.frame[(self.frame.metric == metric) & (self.frame.of == of)]
             panels[title] = _lines(rows, rows.epoch)
-        options = {"order": list(CONDITIONS), "scale": 1.0}
         caption = "Means over each epoch, with 95 % bands where there are seeds"
-        shown = _picture("losses", caption, plots.curves, panels, "epochs", "loss", **options)
+        shown = _picture("losses", caption, _curves, panels, "epochs", "loss", scale=1.0)
         return Section("Losses over training", pictures=shown)
 
     def _at(self, metric: str) -> pd.DataFrame:

@@ -1,14 +1,14 @@
 """Trains what is missing, measures it, and says beforehand how long that takes."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
+import joblib
 import keras
 import numpy as np
 import tensorflow as tf
@@ -37,18 +37,12 @@ from ad_keras.runs.training import train
 _WARM_UP_STEPS, _TIMED_STEPS = 4, 10
 _TIMED_IMAGES = 2000  # that measuring is timed on
 _PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy", "scipy", "scikit-learn")
+_PLACES = ("data_dir", "cache_dir")  # on which no result depends
 _RECORD = "measured.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A training run of the reproduction.
-
-    Attributes:
-        config: of its training.
-        completed: how many epochs it has behind it.
-        finished: whether nothing is left to train or to export.
-    """
+class Run(NamedTuple):
+    """A training run, the epochs it has behind it, and whether it is trained and exported."""
 
     config: Config
     completed: int
@@ -89,7 +83,7 @@ def reproduce(flags: ReproduceConfig, command: str) -> Path:
     )
     with interruptible():
         runs = plan(flags)
-        content = _digest(_arrays_of(*_check_data(flags)))
+        content = joblib.hash(_check_data(flags))
         features: dict[Path, str] = {}
         failed: dict[Path, str] = {}
 
@@ -138,8 +132,8 @@ def estimate(flags: ReproduceConfig) -> str:
     """
     runs = plan(flags)
     train_set, test_set = _check_data(flags)
-    content = _digest(_arrays_of(train_set, test_set))
-    steps_per_epoch = _trained_on(flags, train_set) // flags.batch_size
+    content = joblib.hash((train_set, test_set))
+    steps_per_epoch = (flags.train_examples or len(train_set)) // flags.batch_size
     speeds, measuring, lines = {}, None, []
     for run in runs:
         steps = 0 if run.finished else (flags.epochs - run.completed) * steps_per_epoch
@@ -275,16 +269,12 @@ def _check_data(flags: ReproduceConfig) -> tuple[ImageSet, ImageSet]:
             f"--train_examples={flags.train_examples} is more than the {len(train_set)} training "
             f"images of {flags.dataset}."
         )
-    images = _trained_on(flags, train_set)
+    images = flags.train_examples or len(train_set)
     if flags.batch_size > images:
         raise UsageError(
             f"--batch_size={flags.batch_size} is more than the {images} training images."
         )
     return train_set, test_set
-
-
-def _trained_on(flags: ReproduceConfig, train_set: ImageSet) -> int:
-    return flags.train_examples or len(train_set)
 
 
 def _measured(flags: ReproduceConfig, config: Config, content: str) -> str:
@@ -315,30 +305,22 @@ def _is_measured(flags: ReproduceConfig, config: Config, content: str) -> bool:
 def _origin(flags: ReproduceConfig, config: Config, content: str) -> str:
     """A digest of all that a run's results depend on, except the weights of the features."""
     wanted = dataclasses.asdict(flags.evaluate_config("measured"))
-    settings = {n: v for n, v in wanted.items() if n not in ("data_dir", "cache_dir", "output_dir")}
-    trained = {n: v for n, v in dataclasses.asdict(config).items() if n not in RUN_ONLY}
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    state = f"checkpoints/recent/step-{newest_step(config.run_path)}.*"
-    files = sorted(config.run_path.glob(state))
+    files = [*config.run_path.glob(f"checkpoints/recent/step-{newest_step(config.run_path)}.*")]
     if flags.inception_weights:
         files.append(Path(flags.inception_weights))
-    text = json.dumps([settings, trained, config.epochs, versions, content], sort_keys=True)
-    return _digest([text.encode(), *(file.read_bytes() for file in files)])
+    return joblib.hash(
+        (
+            {name: value for name, value in wanted.items() if name not in _PLACES},
+            {n: v for n, v in dataclasses.asdict(config).items() if n not in RUN_ONLY - {"epochs"}},
+            [importlib.metadata.version(name) for name in _PACKAGES],
+            content,
+            [file.read_bytes() for file in sorted(files)],
+        )
+    )
 
 
 def _results_digest(folder: Path) -> str:
-    return _digest([(folder / "results.json").read_bytes()])
-
-
-def _arrays_of(*parts: ImageSet) -> list[np.ndarray]:
-    return [np.ascontiguousarray(a) for part in parts for a in (part.images, part.labels)]
-
-
-def _digest(parts: Iterable[bytes | np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+    return joblib.hash((folder / "results.json").read_bytes())
 
 
 def _some(part: ImageSet, count: int) -> ImageSet:

@@ -181,7 +181,7 @@ def test_results_are_only_reused_of_the_same_settings_data_weights_and_versions(
         return runs._is_measured(flags, config, content or content_of(flags))
 
     def content_of(flags):
-        return runs._digest(runs._arrays_of(*runs._check_data(flags)))
+        return runs.joblib.hash(runs._check_data(flags))
 
     assert reused()
     assert reused(data_dir="elsewhere", cache_dir="elsewhere")
@@ -192,9 +192,9 @@ def test_results_are_only_reused_of_the_same_settings_data_weights_and_versions(
         for array in (part.images, part.labels):
             before = array.flat[0]
             array.flat[0] = before ^ 1
-            assert not reused(runs._digest(runs._arrays_of(train_set, test_set)))
+            assert not reused(runs.joblib.hash((train_set, test_set)))
             array.flat[0] = before
-    assert reused(runs._digest(runs._arrays_of(train_set, test_set)))
+    assert reused(runs.joblib.hash((train_set, test_set)))
     (state,) = config.run_path.glob("checkpoints/recent/step-12.data*")
     kept = state.read_bytes()
     state.write_bytes(kept[:-1] + b"x")
