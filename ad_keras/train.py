@@ -1,5 +1,6 @@
 """`python -m ad_keras.train`: trains PAD, shows its dreams, exports its encoder."""
 
+import os
 from collections.abc import Sequence
 
 from ad_keras.cli import parse, quiet_start, run
@@ -15,6 +16,9 @@ def main(argv: Sequence[str]) -> None:
     """
     config = parse(Config, argv, "python -m ad_keras.train")
     resolve(config.dataset)
+    if config.deterministic:
+        # TensorFlow's input pipelines complain, alarmingly and wrongly, when they are rewritten.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet_start():
         from ad_keras.compute.cluster import connect
         from ad_keras.runs.training import train

@@ -26,16 +26,16 @@ def readout(encoder: keras.Model, seen: ImageSet, unseen: ImageSet) -> float:
     return ridge_probe(*fitted, *scored, num_classes=10).accuracy
 
 
-def main(epochs: int = 5, dataset: str = "synth_digits") -> dict[str, float]:
-    """Trains, and returns both accuracies."""
+def main(epochs: int = 5, dataset: str = "synth_digits", filters: int = 32) -> PAD:
+    """Trains, tells both accuracies, draws dreams, and returns the model."""
     keras.utils.set_random_seed(0)
     # Images are uint8; labels serve the readout only. Dreaming learns without them.
     train, test = load(dataset, "train"), load(dataset, "test")
 
     # The encoder perceives: images to latents, with a head that says "external". The generator
     # imagines: latents to images.
-    encoder = build_encoder(base_filters=32)
-    generator = build_generator(base_filters=32)
+    encoder = build_encoder(base_filters=filters)
+    generator = build_generator(base_filters=filters)
 
     # Three states follow each other on every mini-batch. Wake stores what it perceived in the
     # hippocampus. NREM replays it and hides a part. REM dreams of mixtures of memories and noise.
@@ -59,7 +59,7 @@ def main(epochs: int = 5, dataset: str = "synth_digits") -> dict[str, float]:
     dreams = to_pixels(generator(model.mixing(perceived, perceived[::-1], [0, 0]))).numpy()
     rows = [test.images[:16], test.images[:16][::-1], dreams]
     keras.utils.save_img("dreams.png", np.concatenate([np.hstack(row) for row in rows]))
-    return {"before": before, "after": after}
+    return model
 
 
 if __name__ == "__main__":

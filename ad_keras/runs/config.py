@@ -66,7 +66,7 @@ class Config:
     reconstruction_weight: float = flag(1.0, _PHASES, "of the reconstruction loss in wake")
     kl_weight: float = flag(1.0, _PHASES, "of the divergence from the prior in wake")
     external_weight: float = flag(
-        1.0, _PHASES, "of the loss of calling images external in wake; 0: without"
+        1.0, _PHASES, "of the loss of calling images external in wake; 0: none"
     )
     wake_noise_variance: float = flag(
         0.0, _PHASES, "of the noise on the latents that wake reconstructs from"

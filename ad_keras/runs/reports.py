@@ -102,7 +102,8 @@ class Reports(keras.callbacks.Callback):
                 for name, score in scores.items():
                     tf.summary.scalar(name, score)
         self._writer.flush()
-        self.history[key] = entry
+        # Sorted, since the names come in another order after a crash.
+        self.history[key] = dict(sorted(entry.items()))
         write_atomically(self._folder / "history.json", json.dumps(self.history, indent=1) + "\n")
 
     def _shows(self, epoch: int, new: bool, last: bool, stopped: bool) -> bool:

@@ -202,9 +202,9 @@ class TestOtherFlags:
         Path(copied.run_dir, lost).unlink()
         with pytest.raises(UsageError, match="earlier version"):
             train(copied)
+        flags = {**dataclasses.asdict(copied), "nrem_weight": 1.0}
+        Path(copied.run_dir, "flags.json").write_text(json.dumps(flags))
         with pytest.raises(UsageError, match="--nrem_weight"):
-            flags = {**dataclasses.asdict(copied), "nrem_weight": 1.0}
-            Path(copied.run_dir, "flags.json").write_text(json.dumps(flags))
             restore_run(copied.run_dir)
 
     @pytest.mark.parametrize("overwrite", [False, True])

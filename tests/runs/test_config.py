@@ -236,7 +236,7 @@ def test_other_json_is_not_taken_for_flags(text):
 
 
 def test_flags_of_another_version_are_named():
-    with pytest.raises(ValueError, match="another version .*--nrem_weight and --rem_weight$"):
+    with pytest.raises(ValueError, match=r"another version .*--nrem_weight and --rem_weight$"):
         Config.from_json('{"nrem_weight": 1.0, "rem_weight": 1.0}')
 
 

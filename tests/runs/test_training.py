@@ -447,15 +447,13 @@ class TestDivergence:
     def test_loss_that_is_not_finite_stops_and_names_phase_step_and_checkpoint(
         self, tiny, tmp_path, flags_of, outcome, monkeypatch, state_of
     ):
-        from ad_keras.pad import losses
-
         config = tiny(tmp_path, checkpoint_every=2)
         step = tf.Variable(0)
 
-        def poisoned(latents, recovered):
+        def poisoned(self, replayed, recovered):
             return tf.where(step.assign_add(1) == 9, np.nan, tf.reduce_mean(recovered**2))
 
-        monkeypatch.setattr(losses, "latent_loss", poisoned)
+        monkeypatch.setattr(ad_keras.LatentDistance, "__call__", poisoned)
         status, _, error = outcome(program.main, *flags_of(config))
         assert status == 1
         assert re.fullmatch(r"error: .*\n", error)
