@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
     resolve(config.dataset)
     if config.deterministic:
         # TensorFlow's input pipelines complain, alarmingly and wrongly, when they are rewritten.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     with quiet_start():
         from ad_keras.compute.cluster import connect
         from ad_keras.runs.training import train

@@ -4,6 +4,7 @@ Drawing a mask and applying it are two functions, so that evaluation can fix wha
 and tests can hand in a mask of their own.
 """
 
+import functools
 from collections.abc import Callable
 
 import keras
@@ -145,15 +146,19 @@ def perturb_each(
     Returns:
         [B, H, W, C].
     """
+    return _for_each(perturbation)(tf.convert_to_tensor(images), tf.cast(key, tf.int64))
 
-    def perturb(numbered: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        image, number = numbered
-        return perturbation(image[None], draws.fold_in(key, number))[0]
 
-    @tf.function  # a loop over thousands of images is slow outside a graph
-    def perturb_all(images: tf.Tensor) -> tf.Tensor:
+@functools.lru_cache(maxsize=8)  # a graph for each of the perturbations in use
+def _for_each(perturbation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> Callable:
+    @tf.function(reduce_retracing=True)  # a loop over thousands of images is slow outside a graph
+    def perturb_all(images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        def perturb(numbered: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            image, number = numbered
+            return perturbation(image[None], draws.fold_in(key, number))[0]
+
         numbers = tf.range(tf.shape(images, tf.int64)[0])
         spec = tf.TensorSpec(images.shape[1:], images.dtype)
         return tf.map_fn(perturb, (images, numbers), fn_output_signature=spec)
 
-    return perturb_all(images)
+    return perturb_all
