@@ -114,6 +114,24 @@ def load_encoder(path: str | Path) -> keras.Model:
         raise UsageError(f"{file} cannot be read ({error}): export it again.") from error
 
 
+def copy_weights(source: keras.Model, target: keras.Model) -> keras.Model:
+    """Copies weights layer by layer, by the names of the layers, since their order may differ.
+
+    Args:
+        source: a network.
+        target: a network with layers of the same names and shapes, and maybe more.
+
+    Returns:
+        `target`.
+
+    Raises:
+        ValueError: if a layer is missing, or of another shape.
+    """
+    for layer in (layer for layer in source.layers if layer.weights):
+        target.get_layer(layer.name).set_weights(layer.get_weights())
+    return target
+
+
 def _raw_encoder(encoder: keras.Model) -> keras.Model:
     """The encoder with pixels at its input and a probability at its output."""
     images = keras.Input(encoder.inputs[0].shape[1:], dtype="uint8", name="images")
@@ -127,13 +145,13 @@ def _raw_encoder(encoder: keras.Model) -> keras.Model:
         {"latent": outputs["latent"], "external_probability": probability},
         name="encoder",
     )
-    return _with_weights(raw, encoder)
+    return copy_weights(encoder, raw)
 
 
 def _float32(generator: keras.Model) -> keras.Model:
     latent = keras.Input(generator.inputs[0].shape[1:], name="latent")
     copy = keras.Model(latent, _rebuilt(generator, latent).output, name="generator")
-    return _with_weights(copy, generator)
+    return copy_weights(generator, copy)
 
 
 def _rebuilt(
@@ -163,13 +181,6 @@ def _rebuilt(
     return keras.models.clone_model(
         network, input_tensors=inputs, clone_function=built_in, call_function=call
     )
-
-
-def _with_weights(copy: keras.Model, network: keras.Model) -> keras.Model:
-    """Gives a copy the network's weights, layer by layer, since their order may differ."""
-    for layer in (layer for layer in network.layers if layer.weights):
-        copy.get_layer(layer.name).set_weights(layer.get_weights())
-    return copy
 
 
 def _write_saved_model(folder: Path, network: keras.Model, serve) -> None:

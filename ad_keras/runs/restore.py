@@ -12,7 +12,7 @@ from ad_keras.pad.model import PAD
 from ad_keras.runs.build import build_model
 from ad_keras.runs.checkpoints import Checkpoints
 from ad_keras.runs.config import Config
-from ad_keras.runs.export import load_encoder
+from ad_keras.runs.export import copy_weights, load_encoder
 from ad_keras.runs.folder import load_config, read_record
 from ad_keras.runs.parts import describe_model, difference
 
@@ -71,9 +71,11 @@ def restore_export(
         raise _not_whole(folder, error) from error
     model = _rebuilt(config, build, described, f"the export {folder}", "restore_export(folder")
     try:
-        model.encoder.set_weights(encoder.get_weights())
+        copy_weights(encoder, model.encoder)
         generator = tf.saved_model.load(str(folder / "generator"))
-        model.generator.set_weights([variable.numpy() for variable in generator.variables])
+        exported = {variable.name.partition(":")[0]: variable for variable in generator.variables}
+        for weight in model.generator.weights:
+            weight.assign(exported[weight.path].numpy())
         model.step.assign(metadata["step"])
     except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
         raise _not_whole(folder, error) from error
