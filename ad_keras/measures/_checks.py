@@ -2,36 +2,27 @@
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
+from sklearn.utils import check_array
+
+from ad_keras.errors import first_line
 
 
 def features(name: str, values: ArrayLike, *, dtype: DTypeLike = np.float32) -> np.ndarray:
-    """Returns feature vectors as a finite, non-empty matrix.
+    """Returns feature vectors [N, D] as a finite, non-empty matrix.
 
     Args:
-        name: What the caller calls `values`, for the message.
-        values: [N, D], one row for each example.
-        dtype: Floating-point type of the result.
-
-    Returns:
-        [N, D] array of `dtype`; not a copy if `values` already is one.
+        name: what the caller calls `values`, for the message.
+        values: one row for each example.
+        dtype: of the result, which is not a copy if `values` already are such a matrix.
 
     Raises:
-        ValueError: If `values` is not two-dimensional, is empty, or holds infinity or NaN.
+        ValueError: if `values` are not two-dimensional, are empty, or hold infinity or NaN.
     """
-    with np.errstate(over="ignore"):  # a value too large for `dtype` is reported below
-        matrix = np.asarray(values, dtype=dtype)
-    if matrix.ndim != 2:
-        raise ValueError(f"{name} has shape {matrix.shape}; pass [N, D], one row for each example")
-    if matrix.size == 0:
-        raise ValueError(f"{name} is empty (shape {matrix.shape}); pass at least one example")
-    finite = np.isfinite(matrix)
-    if not finite.all():
-        bad = np.flatnonzero(~finite.all(axis=1))
-        raise ValueError(
-            f"{name} holds infinity or NaN in {len(bad)} of {len(matrix)} rows, first in row "
-            f"{bad[0]}; check the network that made it"
-        )
-    return matrix
+    try:
+        with np.errstate(over="ignore"):  # a value too large for `dtype` is refused as infinite
+            return check_array(values, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"{name}: {first_line(error).rstrip(':')}") from error
 
 
 def same_width(name: str, matrix: np.ndarray, other_name: str, other: np.ndarray) -> None:
@@ -43,19 +34,19 @@ def same_width(name: str, matrix: np.ndarray, other_name: str, other: np.ndarray
         )
 
 
-def class_labels(name: str, values: ArrayLike, count: int) -> np.ndarray:
-    """Returns class labels as a vector of integers from 0.
+# scikit-learn's checks of labels admit texts and fractions, which count as classes there.
+def class_labels(name: str, values: ArrayLike, count: int, *, several: bool = False) -> np.ndarray:
+    """Returns class labels [N] as integers from 0.
 
     Args:
-        name: What the caller calls `values`, for the message.
-        values: [N] integers.
-        count: Number of examples the labels belong to.
-
-    Returns:
-        [N] array of int64.
+        name: what the caller calls `values`, for the message.
+        values: integers.
+        count: number of examples the labels belong to.
+        several: whether there must be at least two classes.
 
     Raises:
-        ValueError: If `values` are not `count` integers, or one is negative.
+        ValueError: if `values` are not `count` integers, one is negative, or all are the same
+            although there must be several.
     """
     labels = np.asarray(values)
     if labels.shape != (count,):
@@ -66,16 +57,33 @@ def class_labels(name: str, values: ArrayLike, count: int) -> np.ndarray:
         raise ValueError(f"{name} is of type {labels.dtype}; pass integer class numbers from 0")
     if labels.min() < 0:
         raise ValueError(f"{name} holds {labels.min()}; pass class numbers from 0")
+    if several and (labels == labels[0]).all():
+        raise ValueError(
+            f"{name} holds only class {labels[0]} in {count} examples; pass at least two classes"
+        )
     return labels.astype(np.int64)
 
 
-def several_classes(name: str, labels: np.ndarray) -> None:
-    """Raises ValueError if all labels are of one class."""
-    if (labels == labels[0]).all():
-        raise ValueError(
-            f"{name} holds only class {labels[0]} in {len(labels)} examples; "
-            "pass at least two classes"
-        )
+def train_and_test(
+    train_latents: ArrayLike,
+    train_labels: ArrayLike,
+    test_latents: ArrayLike,
+    test_labels: ArrayLike,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns what a classifier is fitted and tested on.
+
+    Raises:
+        ValueError: if the arrays do not fit each other, or all are trained on one class.
+    """
+    train_latents = features("train_latents", train_latents)
+    test_latents = features("test_latents", test_latents)
+    same_width("train_latents", train_latents, "test_latents", test_latents)
+    return (
+        train_latents,
+        class_labels("train_labels", train_labels, len(train_latents), several=True),
+        test_latents,
+        class_labels("test_labels", test_labels, len(test_latents)),
+    )
 
 
 def at_least(name: str, value: int, smallest: int) -> None:

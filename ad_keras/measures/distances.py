@@ -67,13 +67,12 @@ def distance_ratios(
     """
     latents = _checks.features("latents", latents, dtype=np.float64)
     occluded_latents = _checks.features("occluded_latents", occluded_latents, dtype=np.float64)
-    labels = _checks.class_labels("labels", labels, len(latents))
+    labels = _checks.class_labels("labels", labels, len(latents), several=True)
     if latents.shape != occluded_latents.shape:
         raise ValueError(
             f"latents has shape {latents.shape} but occluded_latents {occluded_latents.shape}; "
             "encode the same images clean and occluded"
         )
-    _checks.several_classes("labels", labels)
     _checks.at_least("same_class_pairs", same_class_pairs, 1)
     _checks.at_least("different_class_pairs", different_class_pairs, 1)
     _checks.at_least("occluded_pairs", occluded_pairs, 1)

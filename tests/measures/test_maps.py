@@ -45,8 +45,8 @@ def test_tsne_keeps_neighbours_together_and_repeats_with_its_seed():
         (np.ones((40, 4)), "latents are equal in all 40 rows"),
         (np.ones((40, 1)), r"latents has shape \(40, 1\)"),
         (np.ones((1, 4)), r"latents has shape \(1, 4\)"),
-        (np.ones((0, 4)), "latents is empty"),
-        (np.full((40, 4), np.inf), "latents holds infinity or NaN"),
+        (np.ones((0, 4)), "latents: Found array with 0 sample"),
+        (np.full((40, 4), np.inf), "latents: Input contains (NaN|infinity)"),
     ],
 )
 def test_bad_latents_are_named(latent_map, latents, message):

@@ -78,8 +78,11 @@ def test_labels_need_not_be_consecutive():
         ({"train_labels": np.zeros(30, int)}, "train_labels holds only class 0"),
         ({"test_labels": np.zeros(9, int)}, r"test_labels has shape \(9,\) for 10 examples"),
         ({"test_latents": np.ones((10, 3))}, "train_latents has 4 columns but test_latents has 3"),
-        ({"train_latents": np.full((30, 4), np.inf)}, "train_latents holds infinity or NaN"),
-        ({"train_latents": np.ones((0, 4))}, "train_latents is empty"),
+        (
+            {"train_latents": np.full((30, 4), np.inf)},
+            "train_latents: Input contains (NaN|infinity)",
+        ),
+        ({"train_latents": np.ones((0, 4))}, "train_latents: Found array with 0 sample"),
     ],
 )
 def test_bad_input_is_named(changed, message):
