@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -201,12 +202,16 @@ class Suite:
     def _measure_layers(self) -> tuple[dict, dict]:
         values, widths = {}, {}
         encoder = self._model.encoder
-        layers = [layer for layer in encoder.layers if isinstance(layer, keras.layers.LeakyReLU)]
-        for layer in _bar(layers, "probes of the layers"):
+        # The last layer of each block gives the block its output.
+        blocks = {
+            match.group(): layer
+            for layer in encoder.layers
+            if (match := re.match(r"trunk_\d+(?!\d)", layer.name))
+        }
+        for name, layer in _bar(blocks.items(), "probes of the layers"):
             flat = keras.layers.Flatten()(_pooled(layer.output))
             network = keras.Model(encoder.input, {"latent": flat})
             activations = [encode(network, part.images) for part in (self._train, self._test)]
-            name = layer.name.removesuffix("_relu")
             widths[name] = flat.shape[-1]
             values[name] = {
                 "probe": self._accuracy(linear_probe, activations),
@@ -219,8 +224,9 @@ class Suite:
             "ridge_probe": self._probe(ridge_probe, latents).accuracy,
         }
         text = (
-            "both probes on each layer's activations after the rectifier, flattened; those of "
-            f"more than {_LAYER_FEATURES} features average-pooled to at most so many"
+            "both probes on the output of each block of the encoder, flattened; a block is the "
+            "layers whose names begin alike with trunk_<number>, and its output the last one's; "
+            f"those of more than {_LAYER_FEATURES} features average-pooled to at most so many"
         )
         return self._protocol(text, features=widths), values
 

@@ -40,7 +40,9 @@ def build_encoder(
     Returns:
         A functional model from `images` [B, image_size, image_size, channels] in [-1, 1] to a
         dictionary: `latent` [B, latent_dim] and `external_logit` [B], the evidence that the
-        images are external (before the sigmoid).
+        images are external (before the sigmoid). Layers of a block are named
+        `trunk_<number>...`, by which the probe of the layers finds it; a network of your own may
+        name its blocks so too.
     """
     seeds = _seeds(seed, 0)
     images = keras.Input((image_size, image_size, channels), name="images")

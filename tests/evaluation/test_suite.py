@@ -194,6 +194,21 @@ def test_every_layer_is_probed(measured, subject):
     assert latent == measured[0]["probe"]["values"]["trained"]["accuracy"]
 
 
+def test_blocks_of_other_encoders_are_found_by_their_names(subject, tmp_path):
+    model, _, train, test = subject
+    images = keras.Input(train.images.shape[1:], name="images")
+    x = keras.layers.Conv2D(2, 3, strides=8, name="trunk_0_convolution")(images)
+    x = keras.layers.Add(name="trunk_0_sum")([x, keras.layers.Conv2D(2, 1)(x)])
+    x = keras.layers.Flatten()(x)
+    latent, logit = (keras.layers.Dense(size)(x) for size in (LATENT, 1))
+    logit = keras.layers.Reshape(())(logit)
+    encoder = keras.Model(images, {"latent": latent, "external_logit": logit})
+    other = PAD(encoder, model.generator)
+    found = Suite(other, train, test, tmp_path).measure(["layers"])["layers"]
+    assert list(found["values"]) == ["trunk_0", "latent"]
+    assert found["protocol"]["features"] == {"trunk_0": x.shape[-1], "latent": LATENT}
+
+
 def test_wide_layers_are_pooled(subject, tmp_path, monkeypatch):
     model, _, train, test = subject
     monkeypatch.setattr(suite, "_LAYER_FEATURES", 100)
