@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
         from ad_keras.evaluation.runs import evaluate
     results, folder = evaluate(config)
     print(table(results))
-    print(f"\nProtocols and all figures: {folder / 'results.json'}")
+    print(f"\nProtocols and all figures: {folder / 'results.json'}, {folder / 'results.csv'}")
     print(f"Pictures: {folder / 'figures'}")
 
 

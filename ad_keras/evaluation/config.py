@@ -8,6 +8,7 @@ from ad_keras.errors import UsageError
 
 METRICS = {
     "probe": "linear probe, the paper's protocol",
+    "logistic_probe": "logistic regression run to convergence",
     "ridge_probe": "linear probe in closed form",
     "knn": "nearest neighbours",
     "occlusion": "probe under occlusion (Figure 5)",
@@ -16,7 +17,7 @@ METRICS = {
     "fid": "Frechet distance of dreams (Figure 3)",
     "kid": "kernel distance of dreams",
     "density_coverage": "density and coverage of dreams",
-    "layers": "both probes on each layer",
+    "layers": "the paper's and the ridge probe on each block of the encoder",
     "tsne": "a map of the latents",
 }
 """What can be measured, in the order in which it is."""
@@ -27,16 +28,17 @@ ONLY_IF_NAMED = ("layers", "tsne")
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Measures finished runs or an exported encoder: table, results.json, pictures, TensorBoard."""
+    """Measures runs or exported networks: a table, results.json and .csv, pictures, TensorBoard."""
 
     run_dir: tuple[str, ...] = flag(
         (),
         "Model",
-        "folder of a finished run; repeat it for other seeds of the same condition, which gives "
-        "means and standard errors",
+        "folder of a run, finished or not; repeat it for other seeds of the same condition, which "
+        "gives means and standard errors",
         repeatable=True,
     )
-    encoder: str | None = flag(None, "Model", "or: folder of exported networks")
+    epoch: int = flag(0, "Model", "of the run, one that is kept: 1, 2, 5, 10, ... (0: the newest)")
+    export: str | None = flag(None, "Model", "or: folder of exported networks")
 
     dataset: str | None = flag(None, "Data", "as for training (default: the run's)")
     data_dir: str | None = flag(
@@ -48,10 +50,7 @@ class EvaluateConfig:
         "Metrics",
         f"a list of {', '.join(METRICS)}; all is all but {' and '.join(ONLY_IF_NAMED)}",
     )
-    layers: str = flag(
-        "last", "Metrics", "probes of the latent, or of each layer too", ("last", "all")
-    )
-    images: int = flag(10_000, "Metrics", "dreams of a kind that are compared with real images")
+    num_dreams: int = flag(10_000, "Metrics", "dreams of a kind compared with real images")
     features: str = flag(
         "classifier",
         "Metrics",
@@ -71,14 +70,15 @@ class EvaluateConfig:
     output_dir: str | None = flag(
         None,
         "Output",
-        "for results.json and figures/ (default: the folder of the run or export; for several "
-        "runs evaluation-<data set>-<condition> beside the first)",
+        "for results.json, results.csv and figures/ (default: the run's folder; for an export "
+        "<export>-evaluation beside it; for several runs evaluation-<data set>-<condition> beside "
+        "the first)",
     )
 
     def __post_init__(self):
-        if bool(self.run_dir) == bool(self.encoder):
+        if bool(self.run_dir) == bool(self.export):
             raise UsageError(
-                "name one of --run_dir (the folder of a run) and --encoder (of exported networks)."
+                "name one of --run_dir (the folder of a run) and --export (of exported networks)."
             )
         for name in self.metrics:
             if name not in METRICS and name != "all":
@@ -88,7 +88,9 @@ class EvaluateConfig:
                 )
         if not self.metrics:
             raise UsageError(f"--metrics is empty: it is all, or a list of {', '.join(METRICS)}.")
-        for name, least in (("images", 1), ("probe_seeds", 1), ("seed", 0)):
+        if self.epoch and self.export:
+            raise UsageError("--epoch chooses a state of a run: an export has only one.")
+        for name, least in (("num_dreams", 1), ("probe_seeds", 1), ("seed", 0), ("epoch", 0)):
             if getattr(self, name) < least:
                 raise UsageError(
                     f"--{name}={getattr(self, name)} is not possible: it must be at least {least}."
@@ -97,7 +99,7 @@ class EvaluateConfig:
     @property
     def chosen_metrics(self) -> list[str]:
         """The metrics by name, in the order in which they are measured."""
-        wanted = set(self.metrics) | ({"layers"} if self.layers == "all" else set())
+        wanted = set(self.metrics)
         if "all" in wanted:
             wanted |= set(METRICS) - set(ONLY_IF_NAMED)
         return [name for name in METRICS if name in wanted]

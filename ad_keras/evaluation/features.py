@@ -6,21 +6,18 @@ compared with those in another's.
 """
 
 import dataclasses
-import hashlib
 import math
 import os
 import warnings
-import zipfile
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 
+import joblib
 import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from ad_keras.data import DATASETS, ImageSet, batches, reachable
+from ad_keras.data import ImageSet, batches, reachable
 from ad_keras.errors import RunError, UsageError
 
 _VERSION = 1  # of the classifier; a change of its layers or training needs a new number
@@ -29,6 +26,7 @@ _BATCH = 128
 _LEARNING_RATE = 1e-3
 _IMAGES_TRAINED_ON = 200_000  # in all epochs together
 _EPOCHS = (5, 50)  # at least and at most
+_MOST_HELD_OUT = 10_000  # the paper's number of real images
 
 _INCEPTION_SIZE = 299
 _INCEPTION_ADDRESS = (
@@ -44,7 +42,7 @@ class FeatureExtractor:
     Attributes:
         name: what the features are, for people.
         network: from uint8 images [B, H, W, 3] to features [B, D].
-        folder: where features of real images are kept.
+        folder: of the cache in which features of real images are kept.
         accuracy: on the test images, if the network is a classifier of the data set.
     """
 
@@ -56,7 +54,7 @@ class FeatureExtractor:
     @property
     def weights(self) -> str:
         """A digest of the network's weights: only values in the same features can be compared."""
-        return _digest(*self.network.get_weights())
+        return joblib.hash(self.network.get_weights())
 
     def __call__(self, images: np.ndarray, label: str = "features") -> np.ndarray:
         """Computes features, with a progress bar.
@@ -79,42 +77,21 @@ class FeatureExtractor:
         Returns:
             float32 [N, D].
         """
-        file = self.folder / f"real-{_digest(images)}.npz"
-        return cached(file, lambda: {"features": self(images, "features of real images")})[
-            "features"
-        ]
+        kept = joblib.Memory(self.folder, verbose=0).cache(_kept, ignore=["extractor"])
+        return kept(self, self.weights, images)
 
 
-def data_key(dataset: str, train_set: ImageSet) -> str:
-    """A name for cached results that depend on the data: the data set, its size and content.
+def reference_rows(train_set: ImageSet) -> np.ndarray:
+    """Numbers of the training images that dreams are compared with, in random order.
 
-    Args:
-        dataset: its name or folder.
-        train_set: its training images.
-    """
-    labels = np.empty(0) if train_set.labels is None else train_set.labels
-    content = _digest(train_set.images, labels)
-    return f"{short_name(dataset)}-{train_set.images.shape[1]}px-{content}"
-
-
-def short_name(dataset: str) -> str:
-    """A data set's name as part of a file's name."""
-    known = dataset.partition("/")[0] in DATASETS
-    return dataset.replace("/", "_") if known else Path(dataset).name
-
-
-def cached(file: Path, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Reads arrays from a file, or computes and writes them if it is not there or is damaged.
+    The feature classifier is fitted on the others. They are 10,000, or half of the images if
+    these are fewer than 20,000.
 
     Args:
-        file: NumPy's .npz; written such that it is whole whenever it is there.
-        compute: makes the arrays.
+        train_set: all training images.
     """
-    saved = _read(file)
-    if saved is None:
-        saved = compute()
-        _write(file, saved)
-    return saved
+    count = len(train_set)
+    return np.random.default_rng(_VERSION).permutation(count)[: min(_MOST_HELD_OUT, count // 2)]
 
 
 def classifier_features(
@@ -122,12 +99,13 @@ def classifier_features(
 ) -> FeatureExtractor:
     """The last layer but one (256) of a small convolutional classifier of the same images.
 
-    It is trained once for each folder and seed, on the labels of the whole training set.
+    It is trained on all training images but those of `reference_rows`, and kept: only other data,
+    another seed or another folder train another one.
 
     Args:
         train_set: with labels.
         test_set: with labels, on which its accuracy is measured.
-        folder: where it is kept.
+        folder: of the cache.
         seed: of weights, dropout and order.
 
     Raises:
@@ -138,21 +116,14 @@ def classifier_features(
             "--features=classifier needs labels, which the data set does not have: choose "
             "--features=inception."
         )
-    side, classes = train_set.images.shape[1], len(train_set.class_names)
-    classifier = _build_classifier(side, classes, seed)
-
-    def trained() -> dict[str, np.ndarray]:
-        _train(classifier, train_set, seed)
-        weights = {f"weight_{i}": value for i, value in enumerate(classifier.get_weights())}
-        return {**weights, "accuracy": np.float64(_accuracy(classifier, test_set))}
-
-    saved = cached(folder / f"classifier-v{_VERSION}-seed{seed}.npz", trained)
-    classifier.set_weights([saved[f"weight_{i}"] for i in range(len(saved) - 1)])
-    accuracy = float(saved["accuracy"])
+    kept = joblib.Memory(folder, verbose=0).cache(_fitted)
+    weights, accuracy = kept(train_set, test_set, seed, _VERSION)
+    classifier = _build_classifier(train_set, seed)
+    classifier.set_weights(weights)
     return FeatureExtractor(
         name=f"classifier of the same data set (last layer but one, {_WIDTH})",
         network=keras.Model(classifier.input, classifier.get_layer("features").output),
-        folder=folder / f"classifier-v{_VERSION}-seed{seed}",
+        folder=folder,
         accuracy=accuracy,
     )
 
@@ -165,18 +136,15 @@ def inception_features(folder: Path, weights: str | None = None) -> FeatureExtra
     weights of the first publications on the Frechet distance.
 
     Args:
-        folder: where features of real images are kept.
+        folder: of the cache.
         weights: file of the weights without the top; None for a download, made once.
 
     Raises:
         UsageError: if the file cannot be read, or the network is not reached.
     """
-    key = "inception-v3"
     if weights is None:
         _require_download()
-    elif Path(weights).is_file():
-        key += "-" + hashlib.blake2b(Path(weights).read_bytes(), digest_size=6).hexdigest()
-    else:
+    elif not Path(weights).is_file():
         raise UsageError(f"--inception_weights={weights} is not a file.")
     images = keras.Input((None, None, 3), dtype="uint8", name="images")
     resized = keras.layers.Resizing(_INCEPTION_SIZE, _INCEPTION_SIZE, dtype="float32")(images)
@@ -202,7 +170,7 @@ def inception_features(folder: Path, weights: str | None = None) -> FeatureExtra
         name="Inception v3 pool3 (2048, keras.applications)"
         + (f", weights {Path(weights).name}" if weights else ""),
         network=keras.Model(images, inception(signed)),
-        folder=folder / key,
+        folder=folder,
     )
 
 
@@ -220,7 +188,23 @@ def _require_download() -> None:
     )
 
 
-def _build_classifier(side: int, classes: int, seed: int) -> keras.Model:
+def _fitted(
+    train_set: ImageSet, test_set: ImageSet, seed: int, version: int
+) -> tuple[list[np.ndarray], float]:
+    """Weights of the classifier and its accuracy on the test images."""
+    classifier = _build_classifier(train_set, seed)
+    fitted = np.delete(np.arange(len(train_set)), reference_rows(train_set))
+    _train(classifier, train_set.images[fitted], train_set.labels[fitted], seed)
+    predicted = _apply(classifier, test_set.images, "testing the classifier").argmax(axis=1)
+    return classifier.get_weights(), float(np.mean(predicted == test_set.labels))
+
+
+def _kept(extractor: FeatureExtractor, weights: str, images: np.ndarray) -> np.ndarray:
+    return extractor(images, "features of real images")
+
+
+def _build_classifier(train_set: ImageSet, seed: int) -> keras.Model:
+    side, classes = train_set.images.shape[1], len(train_set.class_names)
     seeds = iter(np.random.SeedSequence([seed, _VERSION]).generate_state(64).tolist())
 
     def kernel() -> dict:
@@ -241,13 +225,13 @@ def _build_classifier(side: int, classes: int, seed: int) -> keras.Model:
     return keras.Model(images, keras.layers.Dense(classes, name="logits", **kernel())(x))
 
 
-def _train(classifier: keras.Model, train_set: ImageSet, seed: int) -> None:
-    count = len(train_set)
+def _train(classifier: keras.Model, images: np.ndarray, labels: np.ndarray, seed: int) -> None:
+    count = len(images)
     batch_size = min(_BATCH, count)
     steps_per_epoch = count // batch_size
     epochs = int(np.clip(math.ceil(_IMAGES_TRAINED_ON / count), *_EPOCHS))
     steps = epochs * steps_per_epoch
-    images, labels = tf.constant(train_set.images), tf.constant(train_set.labels)
+    images, labels = tf.constant(images), tf.constant(labels)
     rows = batches(np.arange(count), batch_size, seed, 0, steps)
     examples = rows.map(lambda row: (tf.gather(images, row), tf.gather(labels, row))).prefetch(2)
     classifier.compile(
@@ -259,36 +243,9 @@ def _train(classifier: keras.Model, train_set: ImageSet, seed: int) -> None:
         classifier.fit(examples, epochs=1, verbose=0, callbacks=[moved], shuffle=False)
 
 
-def _accuracy(classifier: keras.Model, test_set: ImageSet) -> float:
-    predicted = _apply(classifier, test_set.images, "testing the classifier").argmax(axis=1)
-    return float(np.mean(predicted == test_set.labels))
-
-
 def _apply(network: keras.Model, images: np.ndarray, label: str) -> np.ndarray:
     parts = [
         np.asarray(network(images[start : start + _BATCH], training=False))
         for start in tqdm(range(0, len(images), _BATCH), desc=label, disable=None, leave=False)
     ]
     return np.concatenate(parts)
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    digest = hashlib.blake2b(digest_size=6)
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
-
-
-def _read(file: Path) -> dict[str, np.ndarray] | None:
-    try:
-        with open(file, "rb") as stream, np.load(stream) as arrays:
-            return dict(arrays)
-    except (FileNotFoundError, zipfile.BadZipFile, zlib.error, ValueError, EOFError):
-        return None
-
-
-def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.stem}-{os.getpid()}.npz")
-    np.savez(beside, **arrays)
-    os.replace(beside, file)

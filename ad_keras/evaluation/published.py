@@ -63,7 +63,7 @@ def differences(config: Config, epochs: int | None = None) -> list[str]:
     if config.dataset not in LINEAR_SEPARABILITY:
         found.append(f"dataset {config.dataset} (the paper: {', '.join(LINEAR_SEPARABILITY)})")
     paper = Config(dataset=config.dataset, epochs=EPOCHS, **CONDITIONS.get(config.condition, {}))
-    mine = dataclasses.asdict(config) | {"epochs": epochs or config.epochs}
+    mine = dataclasses.asdict(config) | {"epochs": config.epochs if epochs is None else epochs}
     for name, published in dataclasses.asdict(paper).items():
         if name not in _NO_SETTINGS and mine[name] != published:
             found.append(f"{name} {mine[name]} (the paper: {published})")

@@ -1,23 +1,23 @@
-"""Evaluates finished runs and exports: from their folders to their results."""
+"""Evaluates runs and exports: from their folders to their results."""
 
 import dataclasses
 import importlib.metadata
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import tensorflow as tf
+import joblib
 
 from ad_keras import data
-from ad_keras.data import ImageSet
-from ad_keras.errors import RunError, UsageError
+from ad_keras.data import DATASETS, ImageSet
+from ad_keras.errors import RunError, UsageError, first_line
 from ad_keras.evaluation import report
-from ad_keras.evaluation.config import EvaluateConfig
+from ad_keras.evaluation.config import METRICS, EvaluateConfig
 from ad_keras.evaluation.features import (
     FeatureExtractor,
     classifier_features,
-    data_key,
     inception_features,
-    short_name,
 )
 from ad_keras.evaluation.published import differences
 from ad_keras.evaluation.suite import OF_DREAMS, Suite, check
@@ -25,7 +25,7 @@ from ad_keras.pad.model import PAD
 from ad_keras.runs.build import build_model
 from ad_keras.runs.checkpoints import Checkpoints
 from ad_keras.runs.config import RUN_ONLY, Config
-from ad_keras.runs.folder import completed_epochs, load_config
+from ad_keras.runs.folder import load_config, read_record, write_atomically
 from ad_keras.runs.restore import restore_export, restore_run
 
 _PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy")
@@ -39,17 +39,21 @@ class Subject:
         folder: of the run or the export.
         config: of its training.
         model: trained.
+        epoch: how many epochs the model has behind it.
         early: the model after the first epoch, if that is kept and training went on.
     """
 
     folder: Path
     config: Config
     model: PAD
+    epoch: int
     early: PAD | None
 
 
 def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
     """Measures what the flags name and writes results, pictures and TensorBoard entries.
+
+    Earlier results of the same weights and data that are not measured now are kept.
 
     Args:
         flags: of the command line.
@@ -60,14 +64,14 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
 
     Raises:
         UsageError: if runs, data or metrics are not as they must be.
-        RunError: if a checkpoint cannot be read, or an encoder has collapsed.
+        RunError: if a checkpoint cannot be read, or nothing could be measured.
     """
-    # As in training: a rewriting of graphs that gives up with an alarming message.
-    tf.config.optimizer.set_experimental_options({"remapping": False})
     folders = [Path(folder) for folder in flags.run_dir]
     _check_runs(folders)
     # What does not fit is refused before the first of several models is measured.
-    subjects = [_restore(folder) for folder in folders] or [_export(Path(flags.encoder))]
+    subjects = [_restore(folder, flags.epoch) for folder in folders]
+    _check_epochs(subjects)
+    subjects = subjects or [_export(Path(flags.export))]
     config, metrics = subjects[0].config, flags.chosen_metrics
     dataset = flags.dataset or config.dataset
     train_set, test_set = (
@@ -79,8 +83,9 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
         )
         for split in ("train", "test")
     )
-    check(metrics, train_set, test_set, flags.images)
-    cache = Path(flags.cache_dir).expanduser() / data_key(dataset, train_set)
+    check(metrics, train_set, test_set, flags.num_dreams)
+    content = joblib.hash((train_set, test_set))
+    cache = Path(flags.cache_dir).expanduser()
     features = None
     if set(OF_DREAMS) & set(metrics):
         features = _features(flags, train_set, test_set, cache)
@@ -95,42 +100,103 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
             untrained=_untrained(subject.config),
             early=subject.early,
             features=features,
-            images=flags.images,
+            num_dreams=flags.num_dreams,
             probe_seeds=flags.probe_seeds,
             seed=flags.seed,
         )
+        step, planned = int(subject.model.step.numpy()), subject.config.epochs
+        if subject.epoch != planned:
+            print(f"{subject.folder}: step {step}, epoch {subject.epoch} of {planned}", flush=True)
         try:
-            measured = suite.measure(metrics)
+            # A progress bar shows nothing where its output is a file.
+            measured = suite.measure(metrics, None if sys.stderr.isatty() else _say)
         except ValueError as error:
             if isinstance(error, UsageError):
                 raise
             raise RunError(f"{subject.folder} cannot be measured: {error}.") from error
-        result = _header(subject, dataset, test_set, features) | {"metrics": measured}
+        for metric, entry in measured.items():
+            for what, reason in entry["protocol"].get("gaps", {}).items():
+                _say(f"not measured: {metric}, {what}: {reason}")
+        header = _header(subject, dataset, test_set, features) | {"data": content}
         folder = subject.folder
         if flags.output_dir and len(subjects) == 1:
             folder = Path(flags.output_dir)
-        report.write(result, folder, suite.maps, test_set.labels)
+        elif flags.export:  # the next export replaces the folder and all in it
+            folder = folder.resolve().with_name(f"{folder.resolve().name}-evaluation")
+        result = _with_earlier(header | {"metrics": measured}, folder)
+        _write(result, folder, suite, test_set)
         report.log(result, (subject.folder if flags.run_dir else folder) / "logs" / "evaluation")
         results.append(result)
     if len(results) == 1:
         return results[0], folder
-    beside = folders[0].resolve().parent / f"evaluation-{short_name(dataset)}-{config.condition}"
+    named = dataset.partition("/")[0] in DATASETS
+    name = dataset.replace("/", "_") if named else Path(dataset).name
+    beside = folders[0].resolve().parent / f"evaluation-{name}-{config.condition}"
     folder = Path(flags.output_dir) if flags.output_dir else beside
     combined = report.combine(results)
-    report.write(combined, folder)
+    _write(combined, folder)
     return combined, folder
 
 
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _write(
+    result: dict, folder: Path, suite: Suite | None = None, test_set: ImageSet | None = None
+) -> None:
+    """Writes results, pictures and maps, and every figure as a line of `results.csv`."""
+    report.write(
+        result, folder, suite.maps if suite else None, test_set.labels if test_set else None
+    )
+    names = result.get("runs", [result.get("name")])
+    seeds = result.get("training_seeds", [result.get("training_seed")])
+    frame = report.tidy(result)
+    frame.insert(1, "seed", frame.run.map(dict(zip(names, seeds, strict=True))))
+    texts = {name: entry["protocol"]["text"] for name, entry in result["metrics"].items()}
+    frame.insert(5, "protocol", frame.metric.map(texts))
+    write_atomically(folder / "results.csv", frame.to_csv(index=False))
+
+
+def _with_earlier(result: dict, folder: Path) -> dict:
+    """Adds the metrics of an earlier evaluation that were not measured now.
+
+    They are dropped, with their pictures, if the weights or the data have changed since; those of
+    dreams also if they were measured in other features.
+    """
+    file, own = folder / "results.json", result["metrics"]
+    try:
+        earlier = json.loads(file.read_text())
+        others = {name: entry for name, entry in earlier["metrics"].items() if name not in own}
+    except FileNotFoundError:
+        return result
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _say(f"{file} cannot be read ({first_line(error)}): it is replaced.")
+        return result
+    same = all(
+        earlier.get(name) == result[name]
+        for name in ("name", "step", "training_seed", "data", "trained_on", "versions")
+    )
+    if not same:
+        kept = {}
+    elif "features" in result and earlier.get("features") != result["features"]:
+        kept = {name: entry for name, entry in others.items() if name not in OF_DREAMS}
+    else:
+        kept = others
+        result = {"features": earlier["features"]} | result if "features" in earlier else result
+    if dropped := [name for name in others if name not in kept]:
+        _say(f"{file}: {', '.join(dropped)} dropped, measured of other weights, data, features or versions.")
+        for name in dropped:
+            picture = "confusion" if name == "probe" else name
+            for path in (folder / "figures").glob(f"{picture}.*"):
+                path.unlink()
+    metrics = own | kept
+    return result | {"metrics": {name: metrics[name] for name in METRICS if name in metrics}}
+
+
 def _check_runs(folders: Sequence[Path]) -> None:
-    """Refuses runs that are not finished, or are not seeds of one condition."""
+    """Refuses runs that are not seeds of one condition."""
     configs = [load_config(folder) for folder in folders]
-    for folder, config in zip(folders, configs, strict=True):
-        epochs = completed_epochs(folder)
-        if epochs < config.epochs:
-            raise UsageError(
-                f"the run in {folder} is at epoch {epochs} of {config.epochs}: finish it first, "
-                "with the command that started it."
-            )
     for folder, config in zip(folders[1:], configs[1:], strict=True):
         before, now = dataclasses.asdict(configs[0]), dataclasses.asdict(config)
         different = [
@@ -151,18 +217,30 @@ def _check_runs(folders: Sequence[Path]) -> None:
             )
 
 
-def _restore(folder: Path) -> Subject:
-    config, model = restore_run(folder)
+def _check_epochs(subjects: Sequence[Subject]) -> None:
+    """Refuses the mean over runs of which some are not as far as the others."""
+    reached = {str(subject.folder): subject.epoch for subject in subjects}
+    if len(set(reached.values())) > 1:
+        shown = ", ".join(f"{folder} is at epoch {epoch}" for folder, epoch in reached.items())
+        raise UsageError(f"{shown}: choose one that all have with --epoch=N.")
+
+
+def _restore(folder: Path, epoch: int) -> Subject:
+    config, model = restore_run(folder, epoch or None)
+    # By the restored step, which a damaged checkpoint leaves behind the run's record.
+    steps_per_epoch = read_record(folder, "data.json")["images"] // config.batch_size
+    reached = int(model.step.numpy()) // steps_per_epoch
     early = None
-    if config.epochs > 1 and 1 in Checkpoints(model, folder).kept_epochs():
+    if reached > 1 and 1 in Checkpoints(model, folder).kept_epochs():
         _, early = restore_run(folder, epoch=1)
-    return Subject(folder, config, model, early)
+    return Subject(folder, config, model, reached, early)
 
 
 def _export(folder: Path) -> Subject:
     if not folder.is_dir():
-        raise UsageError(f"--encoder={folder} is not an existing folder.")
-    return Subject(folder, *restore_export(folder), early=None)
+        raise UsageError(f"--export={folder} is not an existing folder.")
+    config, model = restore_export(folder)
+    return Subject(folder, config, model, config.epochs, early=None)
 
 
 def _untrained(config: Config):
@@ -188,10 +266,11 @@ def _header(
         "image_size": subject.config.image_size,
         "condition": subject.config.condition,
         "trained_on": subject.config.dataset,
-        "epochs": subject.config.epochs,
+        "epochs": subject.epoch,
+        "planned_epochs": subject.config.epochs,
         "step": int(subject.model.step.numpy()),
         "training_seed": subject.config.seed,
-        "differences": differences(subject.config),
+        "differences": differences(subject.config, subject.epoch),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     if features is not None:

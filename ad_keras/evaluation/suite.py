@@ -4,9 +4,10 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import joblib
 import keras
 import numpy as np
 import tensorflow as tf
@@ -14,15 +15,22 @@ from tqdm import tqdm
 
 from ad_keras.data import ImageSet
 from ad_keras.data.pixels import to_pixels
-from ad_keras.errors import UsageError
+from ad_keras.errors import UsageError, first_line
 from ad_keras.evaluation.config import METRICS
-from ad_keras.evaluation.features import FeatureExtractor, cached
+from ad_keras.evaluation.features import FeatureExtractor, reference_rows
 from ad_keras.measures.distances import distance_ratios
 from ad_keras.measures.distribution import density_coverage, fid_from_moments, kid, moments
 from ad_keras.measures.latents import encode, encode_occluded
 from ad_keras.measures.maps import pca_map, tsne_map
 from ad_keras.measures.neighbours import knn_accuracy
-from ad_keras.measures.probe import ProbeResult, linear_probe, ridge_probe
+from ad_keras.measures.probe import (
+    LOGISTIC_C,
+    LOGISTIC_TOLERANCE,
+    ProbeResult,
+    linear_probe,
+    logistic_probe,
+    ridge_probe,
+)
 from ad_keras.pad.model import PAD
 from ad_keras.pad.perturbations import perturb_each
 
@@ -52,20 +60,25 @@ _PAPER_PROBE = (
     "softmax readout of the latents, plain SGD (learning rate 0.2, mini-batches of 64, incomplete "
     "ones dropped, 20 epochs) on all training images, accuracy on all test images"
 )
+_LOGISTIC_PROBE = (
+    "multinomial logistic regression on standardised latents, run to convergence on all training "
+    f"images (L-BFGS, C {LOGISTIC_C:g}, gradient below {LOGISTIC_TOLERANCE:g}); accuracy on all "
+    "test images"
+)
 _RIDGE_PROBE = (
     "ridge readout of standardised latents, solved exactly on all training images, its "
     "regularisation chosen on a tenth of them; accuracy on all test images"
 )
 
 
-def check(metrics: Iterable[str], train_set: ImageSet, test_set: ImageSet, images: int) -> None:
+def check(metrics: Iterable[str], train_set: ImageSet, test_set: ImageSet, num_dreams: int) -> None:
     """Refuses what cannot be measured on a data set, before anything is computed.
 
     Args:
         metrics: of `ad_keras.evaluation.config.METRICS`.
         train_set: the training images.
         test_set: the test images.
-        images: how many dreams are compared with as many real images.
+        num_dreams: how many are compared with as many real images.
 
     Raises:
         UsageError: naming the metrics that the data do not suffice for.
@@ -85,7 +98,7 @@ def check(metrics: Iterable[str], train_set: ImageSet, test_set: ImageSet, image
         )
     if "distances" in metrics:
         _check_pairs(test_set)
-    count = min(images, len(train_set), len(test_set))
+    count = min(num_dreams, len(reference_rows(train_set)), len(test_set))
     if count < _FEWEST_DREAMS and set(OF_DREAMS) & set(metrics):
         raise UsageError(
             f"{', '.join(name for name in OF_DREAMS if name in metrics)} would compare {count} "
@@ -102,13 +115,13 @@ class Suite:
         model: trained.
         train_set: the training images.
         test_set: the test images.
-        cache: folder of this data set, where readings that depend on the images alone are kept.
+        cache: folder in which readings that depend on the images alone are kept.
         untrained: encoder with the initial weights, for comparison; None leaves it out.
         early: the model after the first epochs, whose dreams are compared; None leaves it out.
         early_epoch: how many epochs that are.
         features: for the metrics of dreams.
-        images: how many dreams of a kind are compared with as many real images; fewer if the
-            training or test images are.
+        num_dreams: how many dreams of a kind are compared with as many real images; fewer if
+            half of the training images or the test images are.
         probe_seeds: how many seeds the paper's probe is repeated with.
         seed: of the probes' order, the masks, the choice of images and pairs, and the noise.
 
@@ -127,7 +140,7 @@ class Suite:
         early: PAD | None = None,
         early_epoch: int = 1,
         features: FeatureExtractor | None = None,
-        images: int = 10_000,
+        num_dreams: int = 10_000,
         probe_seeds: int = 5,
         seed: int = 0,
     ) -> None:
@@ -144,12 +157,15 @@ class Suite:
         self._untrained = untrained
         self._early, self._early_epoch = early, early_epoch
         self._features = features
-        self._images = min(images, len(train_set), len(test_set))
-        self._requested = images
+        self._images = min(num_dreams, len(reference_rows(train_set)), len(test_set))
+        self._requested = num_dreams
         self._probe_seeds = probe_seeds
         self._seed = seed
+        self._failed: dict[str, str] = {}
 
-    def measure(self, metrics: Sequence[str]) -> dict[str, dict]:
+    def measure(
+        self, metrics: Sequence[str], announce: Callable[[str], None] | None = None
+    ) -> dict[str, dict]:
         """Measures what is asked for.
 
         Coordinates of `pca` and `tsne`, of the test images [M, 2] (t-SNE: of the first of them),
@@ -157,22 +173,38 @@ class Suite:
 
         Args:
             metrics: of `ad_keras.evaluation.config.METRICS`.
+            announce: is told of each metric before it is measured.
 
         Returns:
             By metric, its `protocol` (text, seed and sample sizes) and its `values`, nested
-            dictionaries of numbers and lists of numbers. Accuracies are shares, 0 to 1.
+            dictionaries of numbers and lists of numbers. Accuracies are shares, 0 to 1. What could
+            not be measured is NaN or left out; `gaps` in the protocol then says why.
 
         Raises:
             UsageError: if the data do not suffice.
-            ValueError: if latents are not finite or have collapsed.
+            ValueError: if nothing could be measured, such as of latents that are not finite.
         """
         check(metrics, self._train, self._test, self._requested)
-        bar = tqdm([name for name in METRICS if name in metrics], disable=None, leave=False)
+        chosen = [name for name in METRICS if name in metrics]
         results = {}
-        for name in bar:
+        for number, name in enumerate(bar := _bar(chosen, ""), start=1):
             bar.set_description(name)
-            protocol, values = getattr(self, f"_measure_{name}")()
-            results[name] = {"protocol": protocol, "values": values}
+            if announce:
+                announce(f"[{number}/{len(chosen)}] {name}: {METRICS[name]}")
+            known = len(self._failed)
+            try:
+                protocol, values = getattr(self, f"_measure_{name}")()
+            except ValueError as error:
+                protocol, values = self._protocol(METRICS[name]), {}
+                self._failed[name] = first_line(error)
+            gaps = dict(list(self._failed.items())[known:])
+            results[name] = {"protocol": protocol | ({"gaps": gaps} if gaps else {})}
+            results[name]["values"] = values
+        measured = any(
+            entry["values"] or "gaps" not in entry["protocol"] for entry in results.values()
+        )
+        if results and not measured:
+            raise ValueError(next(iter(self._failed.values())))
         return results
 
     def _measure_probe(self) -> tuple[dict, dict]:
@@ -180,24 +212,29 @@ class Suite:
         for name, readouts in self._readouts.items():
             accuracies = [readout.accuracy for readout in readouts]
             values[name] = {
-                **_reading(readouts[0]),
-                "mean_of_seeds": float(np.mean(accuracies)),
+                **_reading(readouts[0] if readouts else None),
+                "mean_of_seeds": float(np.mean(accuracies)) if readouts else math.nan,
                 "deviation_of_seeds": float(np.std(accuracies, ddof=1))
                 if len(readouts) > 1
                 else math.nan,
             }
-        values["pixels"] = self._pixels(linear_probe)
+        values["pixels"] = self._pixels(linear_probe, seed=self._seed)
         text = f"{_PAPER_PROBE}; pixels: of the images in [-1, 1] instead of latents, one seed"
         return self._protocol(text, probe_seeds=self._probe_seeds), values
 
+    def _measure_logistic_probe(self) -> tuple[dict, dict]:
+        return self._of_latents_and_pixels(logistic_probe, _LOGISTIC_PROBE)
+
     def _measure_ridge_probe(self) -> tuple[dict, dict]:
+        return self._of_latents_and_pixels(ridge_probe, _RIDGE_PROBE, seed=self._seed)
+
+    def _of_latents_and_pixels(self, probe, text: str, **options) -> tuple[dict, dict]:
         values = {
-            name: _reading(self._probe(ridge_probe, latents))
+            name: _reading(self._probe(probe, name, latents, **options))
             for name, latents in self._latents.items()
         }
-        values["pixels"] = self._pixels(ridge_probe)
-        text = f"{_RIDGE_PROBE}; pixels: of the images in [-1, 1] instead of latents"
-        return self._protocol(text), values
+        values["pixels"] = self._pixels(probe, **options)
+        return self._protocol(f"{text}; pixels: of the images instead of latents"), values
 
     def _measure_layers(self) -> tuple[dict, dict]:
         values, widths = {}, {}
@@ -213,22 +250,24 @@ class Suite:
             network = keras.Model(encoder.input, {"latent": flat})
             activations = [encode(network, part.images) for part in (self._train, self._test)]
             widths[name] = flat.shape[-1]
-            values[name] = {
-                "probe": self._accuracy(linear_probe, activations),
-                "ridge_probe": self._accuracy(ridge_probe, activations),
-            }
+            values[name] = self._of_layer(name, activations)
         latents = self._latents["trained"]
         widths["latent"] = latents[0].shape[1]
-        values["latent"] = {
-            "probe": self._readouts["trained"][0].accuracy,
-            "ridge_probe": self._probe(ridge_probe, latents).accuracy,
-        }
+        values["latent"] = self._of_layer("latent", latents)
         text = (
             "both probes on the output of each block of the encoder, flattened; a block is the "
             "layers whose names begin alike with trunk_<number>, and its output the last one's; "
             f"those of more than {_LAYER_FEATURES} features average-pooled to at most so many"
         )
         return self._protocol(text, features=widths), values
+
+    def _of_layer(self, name: str, features: Sequence[np.ndarray]) -> dict[str, float]:
+        return {
+            probe.__name__.removeprefix("linear_"): _reading(
+                self._probe(probe, name, features, seed=self._seed)
+            )["accuracy"]
+            for probe in (linear_probe, ridge_probe)
+        }
 
     def _measure_knn(self) -> tuple[dict, dict]:
         neighbours = min(_NEIGHBOURS, len(self._train))
@@ -245,6 +284,8 @@ class Suite:
 
         def score(latents: np.ndarray) -> float:
             readouts = self._readouts["trained"]
+            if not readouts:
+                raise ValueError("there is no readout, since the paper's probe overflowed")
             return float(np.mean([readout.score(latents, labels) for readout in readouts]))
 
         # At the ends, tiles of all sizes make the same images.
@@ -355,63 +396,46 @@ class Suite:
     @functools.cached_property
     def _readouts(self) -> dict[str, list[ProbeResult]]:
         """The paper's probe of each encoder, at each of its seeds."""
-        return {
+        seeds = range(self._seed, self._seed + self._probe_seeds)
+        found = {
             name: [
-                self._probe(linear_probe, latents, seed=self._seed + offset)
-                for offset in _bar(range(self._probe_seeds), f"probe of the {name} encoder")
+                self._probe(linear_probe, name, latents, seed=seed)
+                for seed in _bar(seeds, f"probe of the {name} encoder")
             ]
             for name, latents in self._latents.items()
         }
+        return {
+            name: [readout for readout in readouts if readout is not None]
+            for name, readouts in found.items()
+        }
 
-    def _probe(self, probe, features: Sequence[np.ndarray], **options) -> ProbeResult:
-        train, test = features
-        return probe(
-            train,
-            self._train.labels,
-            test,
-            self._test.labels,
-            num_classes=len(self._train.class_names),
-            **{"seed": self._seed, **options},
-        )
-
-    def _accuracy(self, probe, features: Sequence[np.ndarray]) -> float:
+    def _probe(
+        self, probe, name: str, features: Sequence[np.ndarray], **options
+    ) -> ProbeResult | None:
+        """A readout, or None for a gap: the paper's learning rate can be too high for features."""
         try:
-            return self._probe(probe, features).accuracy
-        except ValueError:
-            # The paper's learning rate can be too high for features that the KL loss does not
-            # scale; that its weights overflow is a result too.
-            return math.nan
+            return _probed(probe, features, self._train, self._test, options)
+        except ValueError as error:
+            seed = f", seed {options['seed']}" if "seed" in options else ""
+            self._failed[f"{probe.__name__} of {name}{seed}"] = first_line(error)
+            return None
 
-    def _pixels(self, probe) -> dict:
+    def _pixels(self, probe, **options) -> dict:
         """A probe of raw pixels: it depends on the data alone, and takes long."""
-
-        def read() -> dict[str, np.ndarray]:
-            pixels = [
-                part.images.reshape(len(part), -1).astype(np.float32) / 127.5 - 1
-                for part in (self._train, self._test)
-            ]
-            try:
-                reading = _reading(self._probe(probe, pixels))
-            except ValueError:  # as in `_accuracy`
-                classes = len(self._train.class_names)
-                reading = {
-                    "accuracy": math.nan,
-                    "per_class_accuracy": np.full(classes, math.nan),
-                    "confusion": np.full((classes, classes), math.nan),
-                }
-            return {name: np.asarray(value) for name, value in reading.items()}
-
-        file = self._cache / f"pixels-{probe.__name__}-v{_PROBES_VERSION}-seed{self._seed}.npz"
-        return {name: value.tolist() for name, value in cached(file, read).items()}
+        kept = joblib.Memory(self._cache, verbose=0).cache(_pixel_reading)
+        reading, reason = kept(probe, self._train, self._test, options, _PROBES_VERSION)
+        if reason:
+            self._failed[f"{probe.__name__} of pixels"] = reason
+        return reading
 
     @functools.cached_property
     def _choice(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Numbers of the training images for reference and as memories, and of test images."""
         rng = np.random.default_rng(self._seed)
-        train, test = rng.permutation(len(self._train)), rng.permutation(len(self._test))
+        reference = reference_rows(self._train)
+        others = rng.permutation(np.delete(np.arange(len(self._train)), reference))
         count = self._images
-        # Memories are other images than those of the reference, as far as there are others.
-        return train[:count], np.roll(train, -count)[:count], test[:count]
+        return reference[:count], others[:count], rng.permutation(len(self._test))[:count]
 
     @functools.cached_property
     def _reference(self) -> np.ndarray:
@@ -468,7 +492,8 @@ class Suite:
         replayed = "REM's mixtures" if mixed else "training images' latents"
         perturbation, mixing = map(_described, (self._model.perturbation, self._model.mixing))
         protocol = {
-            "text": f"{text}; real training images against as many of each kind",
+            "text": f"{text}; real training images, on which a feature classifier is not fitted, "
+            "against as many of each kind",
             "reconstructions": "of test images",
             "nrem_replayed": f"generated from {replayed}",
             "nrem": f"the same, each perturbed by a draw of its own: {perturbation}",
@@ -529,7 +554,29 @@ def _described(part: object) -> str:
     return f"{config['class_name']}({arguments})"
 
 
-def _reading(result: ProbeResult) -> dict:
+def _probed(
+    probe, features: Sequence[np.ndarray], train_set: ImageSet, test_set: ImageSet, options: dict
+) -> ProbeResult:
+    train, test = features
+    classes = len(train_set.class_names)
+    return probe(train, train_set.labels, test, test_set.labels, num_classes=classes, **options)
+
+
+def _pixel_reading(
+    probe, train_set: ImageSet, test_set: ImageSet, options: dict, version: int
+) -> tuple[dict, str]:
+    """A probe's reading of the images in [-1, 1], and why it is a gap if it is one."""
+    sets = (train_set, test_set)
+    pixels = [part.images.reshape(len(part), -1).astype(np.float32) / 127.5 - 1 for part in sets]
+    try:
+        return _reading(_probed(probe, pixels, *sets, options)), ""
+    except ValueError as error:
+        return _reading(None), first_line(error)
+
+
+def _reading(result: ProbeResult | None) -> dict:
+    if result is None:
+        return {"accuracy": math.nan}
     reading = {
         "accuracy": result.accuracy,
         "per_class_accuracy": result.per_class_accuracy.tolist(),

@@ -134,7 +134,7 @@ class ReproduceConfig:
         Args:
             run_dir: folder of the run.
         """
-        own = {"run_dir": (run_dir,), "output_dir": None, "images": self.num_dreams}
+        own = {"run_dir": (run_dir,), "output_dir": None}
         return EvaluateConfig(**self._shared(EvaluateConfig) | own)
 
     def _plain_name(self, condition: str, seed: int) -> str:

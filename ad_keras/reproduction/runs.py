@@ -217,7 +217,7 @@ def seconds_of_measuring(flags: ReproduceConfig, train_set: ImageSet, test_set: 
                 untrained=model.encoder,
                 early=model,
                 features=FeatureExtractor("the encoder's", network, Path(cache)),
-                images=flags.num_dreams,
+                num_dreams=flags.num_dreams,
                 probe_seeds=flags.probe_seeds,
             )
             start = time.perf_counter()

@@ -54,6 +54,7 @@ RUN = FolderKind(
         "data.json",
         "history.json",
         "results.json",
+        "results.csv",
         "checkpoints",
         "logs",
         "figures",

@@ -9,7 +9,11 @@ import pytest
 from ad_keras.data import ImageSet
 from ad_keras.errors import UsageError
 from ad_keras.evaluation import features
-from ad_keras.evaluation.features import classifier_features, data_key, inception_features
+from ad_keras.evaluation.features import (
+    classifier_features,
+    inception_features,
+    reference_rows,
+)
 from ad_keras.measures.distribution import fid
 
 SIZE = 16
@@ -58,22 +62,47 @@ def test_noise_is_farther_from_real_images_than_real_images_are(trained, sets):
     assert fid(real, extractor(noise)) > 3 * fid(real, others)
 
 
-def test_classifier_is_trained_only_once(trained, sets, monkeypatch):
+def test_classifier_is_trained_only_once_for_the_same_data(trained, sets, monkeypatch):
     folder, extractor = trained
+    fitted_on = []
 
-    def refuse(*_):
-        raise AssertionError("trained again")
+    def note(classifier, images, labels, seed):
+        fitted_on.append(images)
 
-    monkeypatch.setattr(features, "_train", refuse)
+    monkeypatch.setattr(features, "_train", note)
     again = classifier_features(*sets, folder)
     assert again.accuracy == extractor.accuracy
-    np.testing.assert_array_equal(again(sets[1].images), extractor(sets[1].images))
+    assert again.weights == extractor.weights
+    assert not fitted_on
+    train, test = sets
+    other_labels = ImageSet(test.images, 1 - test.labels, test.class_names)
+    assert classifier_features(train, other_labels, folder).accuracy != extractor.accuracy
+    assert classifier_features(train, test, folder, seed=1).weights != extractor.weights
+    assert len(fitted_on) == 2
 
 
-def test_a_damaged_cache_is_trained_anew_with_the_same_result(trained, sets, tmp_path):
-    folder, extractor = trained
-    (file,) = folder.glob("classifier-*.npz")
-    (tmp_path / file.name).write_bytes(file.read_bytes()[:1000])
+def test_classifier_is_not_fitted_on_the_reference(sets, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(features, "_train", lambda _, images, labels, seed: given.append(images))
+    train, test = sets
+    classifier_features(train, test, tmp_path)
+    rows = reference_rows(train)
+    assert len(set(rows)) == 64
+    both = np.concatenate([given[0], train.images[rows]])
+    assert sorted(image.tobytes() for image in both) == sorted(i.tobytes() for i in train.images)
+
+
+def test_the_reference_of_large_data_sets_is_the_papers_10000():
+    large = ImageSet(np.zeros((50_000, 1, 1, 3), np.uint8), None, ())
+    assert len(set(reference_rows(large))) == 10_000
+
+
+@pytest.mark.filterwarnings("ignore:Exception while loading")
+def test_a_damaged_cache_is_trained_anew_with_the_same_result(sets, trained, tmp_path):
+    _, extractor = trained
+    classifier_features(*sets, tmp_path)
+    (file,) = tmp_path.rglob("output.pkl")
+    file.write_bytes(file.read_bytes()[:1000])
     again = classifier_features(*sets, tmp_path)
     assert again.accuracy == extractor.accuracy
     np.testing.assert_allclose(again(sets[1].images), extractor(sets[1].images), atol=1e-4)
@@ -85,13 +114,8 @@ def test_features_of_real_images_are_computed_once(trained, sets, monkeypatch):
     np.testing.assert_array_equal(first, extractor(sets[0].images))
     monkeypatch.setattr(features, "_apply", None)  # calling it would be an error
     np.testing.assert_array_equal(extractor.of_reference(sets[0].images), first)
-
-
-def test_caches_of_other_images_have_other_names(sets):
-    train, test = sets
-    names = {data_key("stripes", train), data_key("stripes", test), data_key("dots", train)}
-    assert len(names) == 3
-    assert all("16px" in name for name in names)
+    with pytest.raises(TypeError):
+        extractor.of_reference(sets[1].images)
 
 
 def test_classifier_without_labels_is_refused(sets, tmp_path):

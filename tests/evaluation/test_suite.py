@@ -9,14 +9,14 @@ from ad_keras.data import ImageSet
 from ad_keras.errors import UsageError
 from ad_keras.evaluation import suite
 from ad_keras.evaluation.config import METRICS
-from ad_keras.evaluation.features import FeatureExtractor
+from ad_keras.evaluation.features import FeatureExtractor, reference_rows
 from ad_keras.evaluation.suite import Suite, check, dreams
 from ad_keras.measures.distances import distance_ratios
 from ad_keras.measures.distribution import density_coverage, fid
 from ad_keras.measures.latents import encode, encode_occluded
 from ad_keras.measures.maps import pca_map
 from ad_keras.measures.neighbours import knn_accuracy
-from ad_keras.measures.probe import linear_probe, ridge_probe
+from ad_keras.measures.probe import linear_probe, logistic_probe, ridge_probe
 
 SIZE, LATENT = 16, 12
 
@@ -63,7 +63,7 @@ def measured(subject, tmp_path_factory):
         untrained=early.encoder,
         early=early,
         features=mean_colours(folder),
-        images=100,
+        num_dreams=90,
         probe_seeds=3,
         seed=5,
     )
@@ -92,13 +92,16 @@ def test_probe_is_the_papers_at_several_seeds(measured, latents, subject):
     assert found["deviation_of_seeds"] == pytest.approx(np.std(accuracies, ddof=1))
 
 
-def test_ridge_probe_compares_trained_untrained_and_pixels(measured, latents, subject):
-    values = measured[0]["ridge_probe"]["values"]
-    expected = probed(ridge_probe, latents, subject, seed=5)
-    assert values["trained"]["accuracy"] == expected.accuracy
-    assert values["trained"]["alpha"] == expected.alpha
-    assert set(values) == {"trained", "untrained", "pixels"}
-    assert values["pixels"]["accuracy"] == 1.0  # one channel tells the class
+@pytest.mark.parametrize("probe", [logistic_probe, ridge_probe])
+def test_exact_probes_compare_trained_untrained_and_pixels(measured, latents, subject, probe):
+    found = measured[0][probe.__name__]
+    options = {"seed": 5} if probe is ridge_probe else {}
+    expected = probed(probe, latents, subject, **options)
+    assert found["values"]["trained"]["accuracy"] == expected.accuracy
+    assert found["values"]["trained"].get("alpha") == expected.alpha
+    assert set(found["values"]) == {"trained", "untrained", "pixels"}
+    assert found["values"]["pixels"]["accuracy"] == 1.0  # one channel tells the class
+    assert probe is ridge_probe or "C 1, gradient below 0.0001" in found["protocol"]["text"]
 
 
 def test_neighbours_and_principal_components_are_of_the_latents(measured, latents, subject):
@@ -151,10 +154,11 @@ def test_dreams_are_compared_with_as_many_real_images(measured, subject, tmp_pat
     model, _, train, test = subject
     results, _ = measured
     rng = np.random.default_rng(5)
-    order, perceived = rng.permutation(180), rng.permutation(150)[:100]
-    memories = np.roll(order, -100)[:100]
+    reference = reference_rows(train)
+    memories = rng.permutation(np.setdiff1d(np.arange(180), reference))
+    perceived = rng.permutation(150)[:90]
     features = mean_colours(tmp_path)
-    real = features(train.images[order[:100]])
+    real = features(train.images[reference])
     pictures = dreams(
         model,
         encode(model.encoder, train.images[memories]),
@@ -170,7 +174,7 @@ def test_dreams_are_compared_with_as_many_real_images(measured, subject, tmp_pat
     assert (both["density"], both["coverage"]) == pytest.approx((density, coverage), abs=0.01)
     floor = fid(real, features(test.images[perceived]))
     assert results["fid"]["values"]["test_images"] == pytest.approx(floor, rel=1e-3)
-    assert results["fid"]["protocol"]["images"] == 100
+    assert results["fid"]["protocol"]["images"] == 90
     assert results["fid"]["protocol"]["features"] == "mean colours"
 
 
@@ -230,12 +234,50 @@ def test_dreams_are_pixels_and_nrem_occludes_the_replayed(subject):
     assert 0.3 < grey.mean() < 0.7
 
 
-def test_pixels_are_probed_once_for_a_data_set(subject, tmp_path, monkeypatch):
+def test_pixels_are_probed_once_for_the_same_data_and_settings(subject, tmp_path, monkeypatch):
     model, _, train, test = subject
-    first = Suite(model, train, test, tmp_path, seed=1).measure(["ridge_probe"])
-    assert len(list(tmp_path.glob("pixels-ridge_probe-v1-seed1.npz"))) == 1
-    second = Suite(model, train, test, tmp_path, seed=1).measure(["ridge_probe"])
-    assert first == second
+
+    def pixels(test=test, **options):
+        found = Suite(model, train, test, tmp_path, **options).measure(["ridge_probe"])
+        return found["ridge_probe"]["values"]["pixels"]
+
+    first = pixels()
+    probed = []
+    monkeypatch.setattr(suite, "_probed", lambda *arguments: probed.append(arguments))
+    monkeypatch.setattr(Suite, "_probe", lambda *_, **__: None)
+    assert pixels() == first
+    assert not probed
+    other = ImageSet(test.images, np.roll(test.labels, 1), test.class_names)
+    assert np.isnan(pixels(other)["accuracy"])  # what stands for the probe gives nothing
+    assert len(probed) == 1
+    pixels(seed=1)
+    assert len(probed) == 2
+
+
+def test_a_probe_that_overflows_is_a_gap_and_the_others_go_on(subject, tmp_path):
+    model, _, train, test = a_model(0), None, *subject[2:]
+    head = model.encoder.get_layer("latent_head")
+    head.set_weights([1e30 * weight for weight in head.get_weights()])
+    metrics = ["probe", "ridge_probe", "knn", "occlusion"]
+    found = Suite(model, train, test, tmp_path, probe_seeds=2).measure(metrics)
+    assert list(found) == metrics
+    assert np.isnan(found["probe"]["values"]["trained"]["accuracy"])
+    assert np.isnan(found["probe"]["values"]["trained"]["mean_of_seeds"])
+    assert found["probe"]["values"]["pixels"]["accuracy"] > 0.9
+    gaps = found["probe"]["protocol"]["gaps"]
+    assert list(gaps) == [f"linear_probe of trained, seed {seed}" for seed in (0, 1)]
+    assert all("overflowed in epoch 1" in reason for reason in gaps.values())
+    assert found["occlusion"]["values"] == {}
+    assert "overflowed" in found["occlusion"]["protocol"]["gaps"]["occlusion"]
+    assert found["ridge_probe"]["values"]["trained"]["accuracy"] > 0.9
+    assert "gaps" not in found["knn"]["protocol"]
+
+
+def test_each_metric_is_announced(subject, tmp_path):
+    model, _, train, test = subject
+    lines = []
+    Suite(model, train, test, tmp_path).measure(["pca", "knn"], lines.append)
+    assert lines == ["[1/2] knn: nearest neighbours", f"[2/2] pca: {METRICS['pca']}"]
 
 
 def test_only_latents_are_needed_without_a_comparison(subject, tmp_path):
