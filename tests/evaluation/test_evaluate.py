@@ -1,5 +1,6 @@
 """Tests of the evaluation's command line: runs in, table, results and pictures out."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -17,7 +18,7 @@ from ad_keras.measures.neighbours import knn_accuracy
 from ad_keras.measures.probe import linear_probe
 from ad_keras.runs.config import Config
 
-METRICS = "probe,knn,occlusion,distances,pca,fid,kid,density_coverage"
+METRICS = "probe,logistic_probe,knn,occlusion,distances,pca,fid,kid,density_coverage"
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def test_every_figure_has_its_protocol(single):
         assert entry["protocol"]["seed"] == 0
     for name in ("fid", "kid", "density_coverage"):
         assert "classifier" in single["metrics"][name]["protocol"]["features"]
-        assert single["metrics"][name]["protocol"]["images"] == 92
+        assert single["metrics"][name]["protocol"]["images"] == 48
         assert set(single["metrics"][name]["values"]) == {"early", "late", "test_images"}
     assert single["features"]["test_accuracy"] > 0.9
     assert (single["epochs"], single["step"], single["training_seed"]) == (2, 12, 0)
@@ -208,7 +209,7 @@ def test_repeated_runs_give_mean_and_standard_error(evaluated, runs, tmp_path):
 
 
 def test_an_export_is_measured_like_its_run(evaluated, runs, tmp_path):
-    for number, source in enumerate(("--run_dir={}/seed1", "--encoder={}/export1")):
+    for number, source in enumerate(("--run_dir={}/seed1", "--export={}/export1")):
         status, _, errors = evaluated(
             source.format(runs), "--metrics=knn,pca", f"--output_dir={tmp_path / str(number)}"
         )
@@ -224,13 +225,15 @@ def test_an_export_is_measured_like_its_run(evaluated, runs, tmp_path):
     ("arguments", "message"),
     [
         ([], "name one of --run_dir"),
-        (["--run_dir=a", "--encoder=b"], "name one of --run_dir"),
+        (["--run_dir=a", "--export=b"], "name one of --run_dir"),
         (["--run_dir=nowhere"], "nowhere is not the folder of a run"),
-        (["--encoder=nowhere"], "--encoder=nowhere is not an existing folder"),
+        (["--export=nowhere"], "--export=nowhere is not an existing folder"),
         (["--run_dir=a", "--metrics=fdi"], "Did you mean fid"),
         (["--run_dir=a", "--metrics=probe,kmn"], "Did you mean knn"),
         (["--run_dir=a", "--dataset=cifr10"], "Did you mean cifar10"),
-        (["--run_dir=a", "--images=0"], "--images=0 is not possible"),
+        (["--run_dir=a", "--num_dreams=0"], "--num_dreams=0 is not possible"),
+        (["--run_dir=a", "--epoch=-1"], "--epoch=-1 is not possible"),
+        (["--export=a", "--epoch=1"], "an export has only one"),
         (["--run_dir=a", "--features=resnet"], "--features"),
     ],
 )
@@ -248,9 +251,100 @@ def one_line(result, message):
     assert errors.count("\n") == 1
 
 
-def test_a_run_that_is_not_finished_is_refused(evaluated, copied_run):
+def results_in(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_an_unfinished_run_says_where_it_is_and_how_far_its_measuring_is(evaluated, copied_run):
     folder = copied_run(epochs=7)
-    one_line(evaluated(f"--run_dir={folder}"), f"{folder} is at epoch 2 of 7")
+    status, printed, errors = evaluated(f"--run_dir={folder}", "--metrics=knn,pca")
+    assert (status, errors) == (0, "")
+    assert f"{folder}: step 12, epoch 2 of 7\n[1/2] knn: nearest neighbours\n[2/2] pca" in printed
+    found = results_in(folder)
+    assert (found["epochs"], found["planned_epochs"], found["step"]) == (2, 7, 12)
+    assert "epochs 2 (the paper: 50)" in found["differences"]
+
+
+def test_an_epoch_that_is_kept_can_be_chosen(evaluated, copied_run):
+    folder = copied_run()
+    assert evaluated(f"--run_dir={folder}", "--metrics=knn", "--epoch=1")[0] == 0
+    assert (results_in(folder)["epochs"], results_in(folder)["step"]) == (1, 6)
+    status, _, errors = evaluated(f"--run_dir={folder}", "--metrics=knn", "--epoch=7")
+    assert status == 1
+    assert "the epochs kept are: 1, 2" in errors
+
+
+def test_a_damaged_checkpoint_is_not_what_the_results_are_labelled_with(evaluated, copied_run):
+    folder = copied_run()
+    for part in (folder / "checkpoints" / "recent").glob("step-12.data*"):
+        part.write_bytes(b"")
+    status, printed, _ = evaluated(f"--run_dir={folder}", "--metrics=knn")
+    assert status == 0
+    assert "step-12 is damaged" in printed
+    assert (results_in(folder)["epochs"], results_in(folder)["step"]) == (1, 6)
+
+
+def test_runs_at_different_epochs_have_no_mean(evaluated, copied_run, runs):
+    folder = copied_run()
+    for part in (folder / "checkpoints" / "recent").glob("step-12.*"):
+        part.unlink()
+    result = evaluated(f"--run_dir={runs / 'seed1'}", f"--run_dir={folder}", "--metrics=knn")
+    one_line(result, f"{runs / 'seed1'} is at epoch 2, {folder} is at epoch 1: choose one")
+
+
+def test_what_is_not_measured_again_stays(evaluated, copied_run):
+    folder = copied_run()
+    (folder / "results.json").unlink(missing_ok=True)
+    assert evaluated(f"--run_dir={folder}", "--metrics=pca,ridge_probe")[0] == 0
+    before, picture = results_in(folder), folder / "figures" / "pca.png"
+    content = picture.read_bytes()
+    assert evaluated(f"--run_dir={folder}", "--metrics=knn")[0] == 0
+    after = results_in(folder)["metrics"]
+    assert list(after) == ["ridge_probe", "knn", "pca"]
+    assert {name: after[name] for name in before["metrics"]} == before["metrics"]
+    assert picture.read_bytes() == content
+    # Of other weights, they do not.
+    status, printed, _ = evaluated(f"--run_dir={folder}", "--metrics=knn", "--epoch=1")
+    assert status == 0
+    assert "ridge_probe, pca dropped, measured of other weights" in printed
+    assert list(results_in(folder)["metrics"]) == ["knn"]
+    assert not picture.exists()
+
+
+def test_results_of_other_labels_are_not_kept_and_not_read_from_the_cache(
+    evaluated, copied_run, shapes, tmp_path
+):
+    folder, other = copied_run(), tmp_path / "other"
+    shutil.copytree(shapes, other)
+    moved, names = other / "test" / "moved", ("above", "below")
+    for old, new in zip((names[0], names[1], "moved"), ("moved", *names), strict=True):
+        (other / "test" / old).rename(moved if new == "moved" else other / "test" / new)
+    arguments = (f"--run_dir={folder}", "--metrics=ridge_probe")
+    assert evaluated(*arguments, f"--dataset={shapes}")[0] == 0
+    first = results_in(folder)["metrics"]["ridge_probe"]["values"]["pixels"]["accuracy"]
+    assert evaluated(*arguments, f"--dataset={other}")[0] == 0
+    swapped = results_in(folder)["metrics"]["ridge_probe"]["values"]["pixels"]["accuracy"]
+    assert first > 0.9
+    assert swapped == pytest.approx(1 - first)
+
+
+def test_every_figure_is_a_line_of_the_csv(evaluated, runs, tmp_path):
+    arguments = [f"--run_dir={runs / name}" for name in ("seed0", "seed1")]
+    assert evaluated(*arguments, "--metrics=knn", f"--output_dir={tmp_path}")[0] == 0
+    with open(tmp_path / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows = [row for row in rows if (row["metric"], row["of"]) == ("knn", "trained")]
+    values = results_in(tmp_path)["metrics"]["knn"]["values"]
+    assert [(row["run"], row["seed"]) for row in rows] == [("seed0", "0"), ("seed1", "1")]
+    assert [float(row["value"]) for row in rows] == [value["trained"] for value in values]
+    assert all("majority of the nearest" in row["protocol"] for row in rows)
+
+
+def test_results_of_an_export_lie_beside_it(evaluated, runs):
+    before = sorted((runs / "export0").iterdir())
+    assert evaluated(f"--export={runs / 'export0'}", "--metrics=pca")[0] == 0
+    assert sorted((runs / "export0").iterdir()) == before
+    assert (runs / "export0-evaluation" / "figures" / "pca.png").is_file()
 
 
 def test_runs_of_other_conditions_are_refused(evaluated, copied_run, runs):
@@ -270,7 +364,10 @@ def test_data_without_labels_name_the_metrics_that_need_them(evaluated, runs, sh
         for file in sorted((shapes / split / "above").iterdir())[:12]:
             shutil.copy(file, tmp_path / split)
     arguments = (f"--run_dir={runs / 'seed0'}", f"--dataset={tmp_path}")
-    one_line(evaluated(*arguments), "which probe, ridge_probe, knn, occlusion, distances need")
+    one_line(
+        evaluated(*arguments),
+        "which probe, logistic_probe, ridge_probe, knn, occlusion, distances need",
+    )
     assert evaluated(*arguments, "--metrics=pca", f"--output_dir={tmp_path}")[0] == 0
     result = evaluated(*arguments, "--metrics=fid", f"--output_dir={tmp_path}")
     one_line(result, "--features=inception")
