@@ -186,7 +186,8 @@ def _with_earlier(result: dict, folder: Path) -> dict:
         result = {"features": earlier["features"]} | result if "features" in earlier else result
     if dropped := [name for name in others if name not in kept]:
         _say(
-            f"{file}: {', '.join(dropped)} dropped, measured of other weights, data, features or versions."
+            f"{file}: {', '.join(dropped)} dropped, since measured of other weights, data, features "
+            "or versions."
         )
         for name in dropped:
             picture = "confusion" if name == "probe" else name
