@@ -185,10 +185,8 @@ def _with_earlier(result: dict, folder: Path) -> dict:
         kept = others
         result = {"features": earlier["features"]} | result if "features" in earlier else result
     if dropped := [name for name in others if name not in kept]:
-        _say(
-            f"{file}: {', '.join(dropped)} dropped, since measured of other weights, data, features "
-            "or versions."
-        )
+        gone = ", ".join(dropped)
+        _say(f"{file}: {gone} dropped, measured of other weights, data, features or versions.")
         for name in dropped:
             picture = "confusion" if name == "probe" else name
             for path in (folder / "figures").glob(f"{picture}.*"):
