@@ -295,18 +295,18 @@ def test_runs_at_different_epochs_have_no_mean(evaluated, copied_run, runs):
 def test_what_is_not_measured_again_stays(evaluated, copied_run):
     folder = copied_run()
     (folder / "results.json").unlink(missing_ok=True)
-    assert evaluated(f"--run_dir={folder}", "--metrics=pca,ridge_probe")[0] == 0
+    assert evaluated(f"--run_dir={folder}", "--metrics=pca,distances")[0] == 0
     before, picture = results_in(folder), folder / "figures" / "pca.png"
     content = picture.read_bytes()
     assert evaluated(f"--run_dir={folder}", "--metrics=knn")[0] == 0
     after = results_in(folder)["metrics"]
-    assert list(after) == ["ridge_probe", "knn", "pca"]
+    assert list(after) == ["knn", "distances", "pca"]
     assert {name: after[name] for name in before["metrics"]} == before["metrics"]
     assert picture.read_bytes() == content
     # Of other weights, they do not.
     status, printed, _ = evaluated(f"--run_dir={folder}", "--metrics=knn", "--epoch=1")
     assert status == 0
-    assert "ridge_probe, pca dropped, measured of other weights" in printed
+    assert "distances, pca dropped, measured of other weights" in printed
     assert list(results_in(folder)["metrics"]) == ["knn"]
     assert not picture.exists()
 
@@ -319,11 +319,11 @@ def test_results_of_other_labels_are_not_kept_and_not_read_from_the_cache(
     moved, names = other / "test" / "moved", ("above", "below")
     for old, new in zip((names[0], names[1], "moved"), ("moved", *names), strict=True):
         (other / "test" / old).rename(moved if new == "moved" else other / "test" / new)
-    arguments = (f"--run_dir={folder}", "--metrics=ridge_probe")
+    arguments = (f"--run_dir={folder}", "--metrics=probe", "--probe_seeds=1")
     assert evaluated(*arguments, f"--dataset={shapes}")[0] == 0
-    first = results_in(folder)["metrics"]["ridge_probe"]["values"]["pixels"]["accuracy"]
+    first = results_in(folder)["metrics"]["probe"]["values"]["pixels"]["accuracy"]
     assert evaluated(*arguments, f"--dataset={other}")[0] == 0
-    swapped = results_in(folder)["metrics"]["ridge_probe"]["values"]["pixels"]["accuracy"]
+    swapped = results_in(folder)["metrics"]["probe"]["values"]["pixels"]["accuracy"]
     assert first > 0.9
     assert swapped == pytest.approx(1 - first)
 
@@ -361,7 +361,7 @@ def test_the_same_seed_twice_is_refused(evaluated, copied_run, runs):
 def test_data_without_labels_name_the_metrics_that_need_them(evaluated, runs, shapes, tmp_path):
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
-        for file in sorted((shapes / split / "above").iterdir())[:12]:
+        for file in sorted((shapes / split / "above").iterdir())[:24]:
             shutil.copy(file, tmp_path / split)
     arguments = (f"--run_dir={runs / 'seed0'}", f"--dataset={tmp_path}")
     one_line(
