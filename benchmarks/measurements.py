@@ -64,7 +64,6 @@ def work(connection: Connection, **settings) -> None:
 
 def phases(connection: Connection, precision: str, seconds: float, **settings) -> None:
     """Median seconds of wake, NREM and REM on a fixed mini-batch."""
-    tf.config.optimizer.set_experimental_options({"remapping": False})  # as `train` does
     config = Config(precision=precision, **settings)
     model = build_model(config)
     images = tf.random.uniform((config.batch_size, 32, 32, 3), -1.0, 1.0)

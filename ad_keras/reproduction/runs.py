@@ -11,7 +11,6 @@ from typing import NamedTuple
 import joblib
 import keras
 import numpy as np
-import tensorflow as tf
 
 from ad_keras import data
 from ad_keras.cli import interruptible
@@ -183,7 +182,6 @@ def seconds_per_step(config: Config) -> float:
     Args:
         config: of the run.
     """
-    tf.config.optimizer.set_experimental_options({"remapping": False})  # as in training
     times: list[float] = []
     clock = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: times.append(time.perf_counter())
