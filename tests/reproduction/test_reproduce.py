@@ -97,7 +97,7 @@ def reproduced(workplace, dry):
     first_epoch = {name: state for name, state in snapshot(kept).items() if "epoch-1." in name}
     with pytest.MonkeyPatch.context() as patch:
         # The probes of raw pixels would take longer than all the rest.
-        patch.setattr(Suite, "_pixels", lambda *_: {"accuracy": 0.875})
+        patch.setattr(Suite, "_pixels", lambda *_, **__: {"accuracy": 0.875})
         folder = reproduce(reproduction(workplace), "python -m ad_keras.reproduce --some=<flags>")
     return folder, first_epoch
 
