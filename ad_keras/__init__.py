@@ -7,17 +7,24 @@ and adversarial dreaming", eLife 11:e76384.
 import importlib
 
 _HOMES = {
-    "PAD": "ad_keras.pad.model",
-    "Hippocampus": "ad_keras.pad.hippocampus",
-    "LatentDistance": "ad_keras.pad.losses",
-    "Minimax": "ad_keras.pad.losses",
-    "Mixing": "ad_keras.pad.mixing",
-    "Occlusion": "ad_keras.pad.perturbations",
-    "Part": "ad_keras.pad.parts",
-    "build_encoder": "ad_keras.pad.networks",
-    "build_generator": "ad_keras.pad.networks",
-    "export_networks": "ad_keras.runs.export",
-    "load_encoder": "ad_keras.runs.export",
+    name: f"ad_keras.{module}"
+    for module, names in {
+        "pad.adversaries": ("Hinge", "LeastSquares", "Minimax", "NonSaturating"),
+        "pad.agreement": ("Contrast", "LatentDistance", "VICReg"),
+        "pad.augmentations": (
+            *("Blur", "Chain", "Colour", "Crop", "Flip", "Grey", "Noise", "Rotation", "Shift"),
+        ),
+        "pad.hippocampus": ("AssociativeHippocampus", "EpisodicHippocampus", "Hippocampus"),
+        "pad.mixing": (
+            *("ComponentMixing", "ManyMemoriesMixing", "Mixing", "VariancePreservingMixing"),
+        ),
+        "pad.model": ("PAD",),
+        "pad.networks": ("build_encoder", "build_generator"),
+        "pad.parts": ("Part",),
+        "pad.perturbations": ("Occlusion",),
+        "runs.export": ("export_networks", "load_encoder"),
+    }.items()
+    for name in names
 }
 
 __all__ = list(_HOMES)

@@ -1,8 +1,9 @@
-"""The memory of the last mini-batch's latents."""
+"""Memories of latents: the paper's, of the last mini-batch, and others that reach further back."""
 
 import keras
 import tensorflow as tf
 
+from ad_keras.compute import draws
 from ad_keras.pad.parts import require
 
 
@@ -93,3 +94,149 @@ class Hippocampus(keras.layers.Layer):
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "capacity": self.capacity}
+
+
+@keras.saving.register_keras_serializable("ad_keras")
+class EpisodicHippocampus(Hippocampus):
+    """Keeps many latents, and recalls some of them at random.
+
+    Args:
+        capacity: the most latents that are kept, at least the size of a mini-batch.
+        replacement: what a full memory forgets: the "oldest" latents, or those that make room in a
+            "reservoir", which is at any time a uniform sample of all that was ever stored
+            (Vitter 1985, algorithm R).
+        seed: of what a reservoir forgets.
+        **kwargs: of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: if an argument is not possible.
+    """
+
+    def __init__(
+        self, capacity: int = 4096, replacement: str = "oldest", seed: int = 0, **kwargs
+    ) -> None:
+        super().__init__(capacity, **kwargs)
+        allowed = "'oldest' or 'reservoir'"
+        require(replacement in ("oldest", "reservoir"), "replacement", repr(replacement), allowed)
+        self.replacement = replacement
+        self.seed = seed
+
+    def build(self, latents_shape: tuple[int | None, int]) -> None:
+        """Makes room; arguments as in `Hippocampus.build`."""
+        if self.built:
+            return
+        super().build(latents_shape)
+        self.seen = self.add_weight(
+            shape=(),
+            initializer="zeros",
+            dtype="int64",
+            trainable=False,
+            aggregation="only_first_replica",
+            name="seen",
+        )
+
+    def store(self, latents: tf.Tensor) -> None:
+        """Adds latents, each in the place of one that is forgotten if there is no room.
+
+        Args:
+            latents: [B, latent_dim] with B of at most `capacity`.
+        """
+        latents = self._fitting(latents)
+        count = tf.shape(latents)[0]
+        ordinals = self.seen.value + tf.range(tf.cast(count, tf.int64))
+        places = ordinals % self.capacity
+        if self.replacement == "reservoir":
+            numbers = draws.uniform([count], draws.fold_in([self.seed, 0], self.seen.value))
+            chosen = tf.cast(numbers, tf.float64) * tf.cast(ordinals + 1, tf.float64)
+            places = tf.where(ordinals < self.capacity, ordinals, tf.cast(chosen, tf.int64))
+        # A place that several want keeps the last of them; one beyond the capacity keeps none.
+        wanted = tf.cast(places, tf.int32) == tf.range(self.capacity)[:, None]
+        newest = tf.reduce_max(tf.where(wanted, tf.range(count) + 1, 0), axis=1) - 1
+        replaced = tf.gather(latents, tf.maximum(newest, 0))
+        self.latents.assign(tf.where((newest >= 0)[:, None], replaced, self.latents))
+        self.seen.assign_add(tf.cast(count, tf.int64))
+        self.stored.assign(tf.minimum(self.stored + count, self.capacity))
+
+    def recall(self, latents: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        """A random one of the stored latents for each of the present ones.
+
+        Where there is none, the present latent is its own partner.
+
+        Args:
+            latents: [B, latent_dim].
+            key: integer [2], of the stateless draw.
+
+        Returns:
+            [B, latent_dim].
+        """
+        latents = self._fitting(latents)
+        stored = tf.cast(self.stored, tf.float32)
+        chosen = draws.uniform([tf.shape(latents)[0]], key) * stored
+        return tf.where(
+            self.stored > 0, tf.gather(self.latents, tf.cast(chosen, tf.int32)), latents
+        )
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        own = {"replacement": self.replacement, "seed": self.seed}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("ad_keras")
+class AssociativeHippocampus(EpisodicHippocampus):
+    """Completes a partial cue to a stored pattern, as a modern Hopfield network does.
+
+    A part of the present latent is the cue. What is recalled is the mean of the stored latents,
+    weighted by softmax(beta * cue . latent / number of the cue's components): one update of
+    Ramsauer et al. (2021, arXiv 2008.02217, equation 3).
+
+    Args:
+        capacity: as in `EpisodicHippocampus`.
+        replacement: likewise.
+        seed: likewise.
+        beta: inverse temperature, above 0; the larger, the more a single latent is recalled.
+        cue: share of the latent's components that the cue has, above 0 and at most 1.
+        **kwargs: of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: if an argument is not possible.
+    """
+
+    def __init__(
+        self,
+        capacity: int = 4096,
+        replacement: str = "oldest",
+        seed: int = 0,
+        beta: float = 16.0,
+        cue: float = 0.5,
+        **kwargs,
+    ) -> None:
+        super().__init__(capacity, replacement, seed, **kwargs)
+        require(beta > 0, "beta", beta, "above 0")
+        require(0 < cue <= 1, "cue", cue, "above 0 and at most 1")
+        self.beta = beta
+        self.cue = cue
+
+    def recall(self, latents: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        """What each present latent reminds of.
+
+        Where nothing is stored, the present latent is its own partner.
+
+        Args:
+            latents: [B, latent_dim].
+            key: integer [2], of the stateless draw of the cues.
+
+        Returns:
+            [B, latent_dim].
+        """
+        latents = self._fitting(latents)
+        shown = tf.cast(draws.uniform(tf.shape(latents), key) < self.cue, tf.float32)
+        parts = tf.maximum(tf.reduce_sum(shown, axis=1, keepdims=True), 1.0)
+        likeness = tf.matmul(shown * latents, self.latents.value, transpose_b=True) / parts
+        empty = tf.range(self.capacity) >= self.stored
+        weights = tf.nn.softmax(tf.where(empty, -1e9, self.beta * likeness))
+        return tf.where(self.stored > 0, tf.matmul(weights, self.latents.value), latents)
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "beta": self.beta, "cue": self.cue}

@@ -1,13 +1,10 @@
-"""The losses of perturbed and adversarial dreaming.
+"""The losses of wake that are no parts.
 
 Their source is Deperrois, Petrovici, Senn & Jordan (2022), eLife 11:e76384, Methods. Every function
 returns a scalar float32 tensor, a mean over the mini-batch, or over a replica's part of it.
 """
 
-import keras
 import tensorflow as tf
-
-from ad_keras.pad.parts import Part
 
 _SMALLEST_VARIANCE = 1e-12
 
@@ -41,60 +38,3 @@ def kl_loss(latents: tf.Tensor) -> tf.Tensor:
     variance = tf.reduce_sum(tf.math.squared_difference(latents, mean), axis=0) / (count - 1.0)
     variance = tf.maximum(variance, _SMALLEST_VARIANCE)
     return 0.5 * tf.reduce_mean(tf.square(mean) + variance - tf.math.log(variance) - 1.0)
-
-
-@keras.saving.register_keras_serializable("ad_keras")
-class LatentDistance(Part):
-    """NREM's recovery loss in the paper: the squared error between latents, a mean of elements.
-
-    A recovery loss of your own has the same call and may set `views`.
-
-    Attributes:
-        views: how many perturbed views of each dream the encoder recovers.
-    """
-
-    views = 1
-
-    def __call__(self, replayed: tf.Tensor, recovered: tf.Tensor) -> tf.Tensor:
-        """Compares latents.
-
-        Args:
-            replayed: [B, latent_dim], the latents that NREM dreams of.
-            recovered: [views, B, latent_dim], the encoder's answers to the perturbed dreams.
-        """
-        return tf.reduce_mean(tf.math.squared_difference(replayed, recovered))
-
-
-@keras.saving.register_keras_serializable("ad_keras")
-class Minimax(Part):
-    """The paper's adversarial losses: cross-entropies of the discriminator d, from its logits.
-
-    An adversary of your own has these three methods.
-    """
-
-    def external(self, logits: tf.Tensor) -> tf.Tensor:
-        """-log d(X), of calling images external (wake).
-
-        Args:
-            logits: [B], the discriminator's output for images, before the sigmoid.
-        """
-        return tf.reduce_mean(tf.math.softplus(-logits))
-
-    def internal(self, logits: tf.Tensor) -> tf.Tensor:
-        """-log(1 - d(G(Z_mix))), of calling dreams internal (REM).
-
-        Args:
-            logits: [B], the discriminator's output for dreams, before the sigmoid.
-        """
-        return tf.reduce_mean(tf.math.softplus(logits))
-
-    def fooling(self, logits: tf.Tensor) -> tf.Tensor | None:
-        """What the generator descends in REM.
-
-        Args:
-            logits: [B], the discriminator's output for dreams, before the sigmoid.
-
-        Returns:
-            None here: the generator ascends `internal`, in the same backward pass.
-        """
-        return None

@@ -13,8 +13,10 @@ import tensorflow as tf
 from ad_keras.compute import draws, replicas
 from ad_keras.compute.optimizers import FusedAdam
 from ad_keras.data.pixels import as_signed
+from ad_keras.pad.adversaries import Minimax
+from ad_keras.pad.agreement import Contrast, LatentDistance
 from ad_keras.pad.hippocampus import Hippocampus
-from ad_keras.pad.losses import LatentDistance, Minimax, kl_loss, reconstruction_loss
+from ad_keras.pad.losses import kl_loss, reconstruction_loss
 from ad_keras.pad.mixing import Mixing
 from ad_keras.pad.parts import require
 from ad_keras.pad.perturbations import Occlusion
@@ -29,13 +31,17 @@ LOSSES = {
     "reconstruction": "wake",
     "kl": "wake",
     "external": "wake",
+    "agreement": "wake",
     "recovery": "nrem",
     "internal": "rem",
 }
 """Names of the losses, and the phase that each belongs to. The weight of a loss is the attribute
 `<name>_weight`, its metric is `<phase>/<name>_loss`."""
 
-PARTS = ("hippocampus", "mixing", "perturbation", "recovery", "adversary")
+PARTS = (
+    *("hippocampus", "mixing", "perturbation", "recovery", "adversary"),
+    *("glimpse", "agreement"),
+)
 
 
 @keras.saving.register_keras_serializable("ad_keras")
@@ -71,11 +77,17 @@ class PAD(keras.Model):
             `LatentDistance()`.
         adversary: the discriminator's losses: `external(logits)`, `internal(logits)`, and
             `fooling(logits)`, which the generator descends in REM. The default is `Minimax()`.
+        glimpse: perturbs waking images: `(images, key) -> images`. Wake then perceives several
+            glimpses of each image, and the encoder learns that they agree. None, the default, is
+            the paper's wake without glimpses.
+        agreement: wake's loss of `(latents, glimpsed)` latents, of the form of `recovery`. The
+            default is `Contrast()`. It is used with a `glimpse` only.
         phases: which phases run on a mini-batch, in this order; wake comes first.
         reconstruction_weight: of the squared error in wake, above 0.
         kl_weight: of the latents' divergence from the prior in wake, 0 or more.
         external_weight: of the loss of calling images external in wake, 0 or more; with 0 it is
             left out.
+        agreement_weight: of the agreement loss in wake, above 0.
         recovery_weight: of the recovery loss in NREM, above 0.
         internal_weight: of the loss of calling dreams internal in REM, above 0.
         wake_noise_variance: of Gaussian noise added to the latents that wake reconstructs from,
@@ -102,10 +114,13 @@ class PAD(keras.Model):
         perturbation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
         recovery: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
         adversary: Minimax | None = None,
+        glimpse: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+        agreement: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
         phases: Sequence[str] = PHASES,
         reconstruction_weight: float = 1.0,
         kl_weight: float = 1.0,
         external_weight: float = 1.0,
+        agreement_weight: float = 1.0,
         recovery_weight: float = 1.0,
         internal_weight: float = 1.0,
         wake_noise_variance: float = 0.0,
@@ -125,6 +140,8 @@ class PAD(keras.Model):
             ("internal_weight", internal_weight),
         ):
             require(value > 0, weight, value, "above 0; `phases` leaves a phase out")
+        allowed = "above 0; without a `glimpse` there is no agreement"
+        require(agreement_weight > 0, "agreement_weight", agreement_weight, allowed)
         for weight, value in (
             ("kl_weight", kl_weight),
             ("external_weight", external_weight),
@@ -144,10 +161,13 @@ class PAD(keras.Model):
         self.perturbation = perturbation if perturbation is not None else Occlusion()
         self.recovery = recovery if recovery is not None else LatentDistance()
         self.adversary = adversary if adversary is not None else Minimax()
+        self.glimpse = glimpse
+        self.agreement = agreement if agreement is not None else Contrast()
         self.phases = phases
         self.reconstruction_weight = reconstruction_weight
         self.kl_weight = kl_weight
         self.external_weight = external_weight
+        self.agreement_weight = agreement_weight
         self.recovery_weight = recovery_weight
         self.internal_weight = internal_weight
         self.wake_noise_variance = wake_noise_variance
@@ -166,10 +186,12 @@ class PAD(keras.Model):
             aggregation="only_first_replica",
             name="step",
         )
+        absent = {"external"} if not external_weight else set()
+        absent |= {"agreement"} if glimpse is None else set()
         names = [
             f"{phase}/{loss}_loss"
             for loss, phase in LOSSES.items()
-            if phase in phases and (loss != "external" or external_weight)
+            if phase in phases and loss not in absent
         ]
         if external_weight:
             names.append("wake/external_probability")
@@ -267,8 +289,8 @@ class PAD(keras.Model):
     def wake(self, images: tf.Tensor) -> tf.Tensor:
         """Learns from external images, and to rebuild them.
 
-        E and d descend the reconstruction, KL and external losses; G descends the reconstruction
-        loss, the only one that depends on it.
+        E and d descend all of wake's losses; G descends the reconstruction loss, the only one that
+        depends on it.
 
         Args:
             images: X, [B, H, W, C] in [-1, 1].
@@ -423,6 +445,9 @@ class PAD(keras.Model):
         if self.external_weight:
             losses["external"] = self.adversary.external(outputs["external_logit"])
             self._record_probability("wake", outputs["external_logit"])
+        if self.glimpse is not None:
+            glimpsed = self._perceive(self.glimpse, images, draws.fold_in(key, 1), self.agreement)
+            losses["agreement"] = self.agreement(latents, glimpsed)
         return losses, latents
 
     def _nrem_losses(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> dict:
@@ -430,11 +455,7 @@ class PAD(keras.Model):
         mixed = self.nrem_memories == "mixed"
         replayed = self.mixing(latents, recalled, mixing) if mixed else latents
         dreams = tf.stop_gradient(self.generator(replayed, training=True))
-        views = getattr(self.recovery, "views", 1)
-        keys = draws.split(perturbation, views)
-        perturbed = tf.concat([self.perturbation(dreams, key) for key in keys], axis=0)
-        recovered = self.encoder(perturbed, training=True)["latent"]
-        recovered = tf.reshape(recovered, [views, -1, latents.shape[-1]])
+        recovered = self._perceive(self.perturbation, dreams, perturbation, self.recovery)
         return {"recovery": self.recovery(replayed, recovered)}
 
     def _rem_losses(
@@ -444,6 +465,13 @@ class PAD(keras.Model):
         logits = self.encoder(dreams, training=True)["external_logit"]
         self._record_probability("rem", logits)
         return {"internal": self.adversary.internal(logits)}, logits
+
+    def _perceive(self, perturbation, images: tf.Tensor, key: tf.Tensor, loss) -> tf.Tensor:
+        """Latents [views, B, latent_dim] of as many perturbed views as a loss compares."""
+        views = getattr(loss, "views", 1)
+        perturbed = [perturbation(images, each) for each in draws.split(key, views)]
+        latents = self.encoder(tf.concat(perturbed, axis=0), training=True)["latent"]
+        return tf.reshape(latents, [views, -1, latents.shape[-1]])
 
     def _total(self, losses: dict[str, tf.Tensor]) -> tf.Tensor:
         """Records losses as they are in the paper; returns this replica's share of their sum.

@@ -28,10 +28,26 @@ CONDITIONS = {
 }
 """The paper's conditions: what each changes of the full model. `flags/` has a file for each."""
 
-_DATA, _NETWORKS, _PHASES, _TRAINING, _RUN = (
+PERTURBATIONS = (
+    "occlusion",
+    "crop",
+    "shift",
+    "rotation",
+    "flip",
+    "colour",
+    "grey",
+    "blur",
+    "noise",
+)
+"""What `--perturbation` and `--glimpse` may name; a class of `ad_keras.pad` each."""
+
+_AGREEMENTS = ("distance", "contrast", "vicreg")
+
+_DATA, _NETWORKS, _PHASES, _PARTS, _TRAINING, _RUN = (
     "Data",
     "Networks",
     "Phases (defaults: the paper's full model)",
+    "Parts (defaults: the paper's)",
     "Training",
     "Run",
 )
@@ -84,6 +100,43 @@ class Config:
     mix_recent: float = flag(0.5, _PHASES, "share of the newer of the two memories (lambda)")
     mix_memories: float = flag(0.5, _PHASES, "share of memories against noise (lambda')")
 
+    hippocampus: str = flag(
+        "last_batch",
+        _PARTS,
+        "what is remembered: the last mini-batch's latents; or --hippocampus_capacity latents, of "
+        "which random ones are recalled, the newest of all (episodic) or a fair sample of all "
+        "(reservoir); or as many, recalled by what a part of the present latent reminds of "
+        "(associative)",
+        ("last_batch", "episodic", "reservoir", "associative"),
+    )
+    hippocampus_capacity: int = flag(4096, _PARTS, "latents of a memory beyond the last mini-batch")
+    mixing: str = flag(
+        "convex",
+        _PARTS,
+        "how REM mixes: the paper's sum; the same scaled to the prior's variance; each component "
+        "from one source; or with the mean of three older memories",
+        ("convex", "variance_preserving", "component", "many_memories"),
+    )
+    perturbation: tuple[str, ...] = flag(
+        ("occlusion",), _PARTS, f"of NREM dreams, in this order, of {', '.join(PERTURBATIONS)}"
+    )
+    glimpse: tuple[str, ...] = flag(
+        (), _PARTS, "perturbations of waking images whose latents shall agree (none: no glimpses)"
+    )
+    crop_area: float = flag(0.2, _PARTS, "smallest share of an image that a crop shows")
+    colour_strength: float = flag(0.4, _PARTS, "largest relative change of colours")
+    recovery: str = flag("distance", _PARTS, "NREM's loss between latents", _AGREEMENTS)
+    agreement: str = flag("contrast", _PARTS, "the loss between glimpses' latents", _AGREEMENTS)
+    agreement_weight: float = flag(1.0, _PARTS, "of that loss in wake")
+    views: int = flag(2, _PARTS, "perturbed views of each image that contrast and vicreg compare")
+    temperature: float = flag(0.2, _PARTS, "of contrast")
+    adversary: str = flag(
+        "minimax",
+        _PARTS,
+        "the discriminator's losses",
+        ("minimax", "non_saturating", "hinge", "least_squares"),
+    )
+
     epochs: int = flag(50, _TRAINING, "passes over the training images")
     batch_size: int = flag(64, _TRAINING, "images of a mini-batch; an incomplete one is dropped")
     encoder_learning_rate: float = flag(2e-4, _TRAINING, "of the encoder's Adam")
@@ -130,7 +183,21 @@ class Config:
                 self._require(field.name, math.isfinite(value), "a finite number")
         for name in ("latent_dim", "base_filters", "epochs", "tile_min", "checkpoint_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("log_every", self.log_every >= 1, "at least 1")
+        for name in ("log_every", "hippocampus_capacity"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("views", self.views >= 2, "at least 2")
+        for name in ("agreement_weight", "temperature"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        self._require("crop_area", 0 < self.crop_area <= 1, "above 0 and at most 1")
+        self._require("colour_strength", 0 <= self.colour_strength <= 1, "between 0 and 1")
+        self._require("perturbation", bool(self.perturbation), "at least one perturbation")
+        for name in ("perturbation", "glimpse"):
+            known = set(getattr(self, name)) <= set(PERTURBATIONS)
+            self._require(name, known, f"of {', '.join(PERTURBATIONS)}")
+        if self.hippocampus != "last_batch":
+            enough = self.hippocampus_capacity >= self.batch_size
+            allowed = f"at least --batch_size ({self.batch_size})"
+            self._require("hippocampus_capacity", enough, allowed)
         for name in ("train_examples", "seed", "dream_every", "probe_every"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("seed", self.seed < 2**63, "a number of 64 bits")
@@ -172,9 +239,8 @@ class Config:
     def condition(self) -> str:
         """Which of the paper's conditions this is, or `custom`."""
         plain = Config()
-        names = {name for changes in CONDITIONS.values() for name in changes}
-        names |= {"reconstruction_weight", "kl_weight", "internal_weight"}
-        names |= {"occlusion_min", "occlusion_max", "tile_min", "tile_max", "mask_per"}
+        model = (_PHASES, _PARTS)
+        names = [f.name for f in dataclasses.fields(self) if f.metadata["group"] in model]
         mine = {name: getattr(self, name) for name in names}
         for condition, changes in CONDITIONS.items():
             if mine == {name: changes.get(name, getattr(plain, name)) for name in names}:
@@ -212,12 +278,16 @@ class Config:
         """
         try:
             values = json.loads(text)
+            if not values:
+                raise ValueError("not the flags of a run: there are none")
             unknown = [name for name in values if name not in cls.__dataclass_fields__]
             if unknown:
                 raise ValueError(
                     f"of another version of ad_keras, with --{' and --'.join(unknown)}"
                 )
             lists = [f.name for f in dataclasses.fields(cls) if isinstance(f.default, tuple)]
+            # A run of an earlier version has none of the flags that came later.
+            lists = [name for name in lists if name in values]
             return cls(**{**values, **{name: tuple(values[name]) for name in lists}})
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the flags of a run ({error})") from error

@@ -19,7 +19,18 @@ BATCH = 12
 PARTS = (("new", 0, 1), ("warm", WARM_UP, WARM_UP + COMPARED))
 SETTINGS = {
     **CONDITIONS,
-    "mask_per_image": {"mask_per": "image"},
+    "other_parts": {
+        "mask_per": "image",
+        "perturbation": ("crop", "colour", "occlusion"),
+        "recovery": "contrast",
+        "hippocampus": "reservoir",
+        "hippocampus_capacity": 30,
+        "mixing": "component",
+        "adversary": "hinge",
+        "glimpse": ("crop", "noise"),
+        "agreement": "vicreg",
+        "agreement_weight": 0.04,
+    },
 }
 
 

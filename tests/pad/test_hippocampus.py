@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ad_keras.pad.hippocampus import Hippocampus
+from ad_keras.pad.hippocampus import (
+    AssociativeHippocampus,
+    EpisodicHippocampus,
+    Hippocampus,
+)
 
 KEY = [0, 0]  # this memory draws nothing
 
@@ -112,3 +116,77 @@ def test_the_memory_is_not_trainable_and_stays_in_float32():
         assert built().latents.dtype == "float32"
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def ordinals(first, count):
+    """Latents [count, 1] that say when they were stored."""
+    return tf.range(first, first + count, dtype=tf.float32)[:, None]
+
+
+def filled(hippocampus, batches, count=4):
+    hippocampus.build((None, 1))
+    for batch in range(batches):
+        hippocampus.store(ordinals(batch * count, count))
+    return hippocampus
+
+
+def test_an_episodic_memory_keeps_the_newest_and_recalls_each_of_them_equally_often():
+    hippocampus = filled(EpisodicHippocampus(10), 5)
+    assert sorted(hippocampus.latents.numpy()[:, 0]) == list(range(10, 20))
+    recalled = np.concatenate(
+        [hippocampus.recall(latents(0, 10, 1), [key, 0]) for key in range(100)]
+    )
+    values, counts = np.unique(recalled, return_counts=True)
+    np.testing.assert_array_equal(values, range(10, 20))
+    assert np.abs(counts - 100).max() < 5 * np.sqrt(100 * 0.9)
+
+
+@pytest.mark.parametrize("kind", [EpisodicHippocampus, AssociativeHippocampus])
+def test_a_memory_that_is_not_full_recalls_only_what_it_has(kind):
+    now = latents(0, 4, 1)
+    hippocampus = filled(kind(10), 0)
+    np.testing.assert_array_equal(hippocampus.recall(now, KEY), now)
+    hippocampus.store(ordinals(5, 3))
+    recalled = np.concatenate([hippocampus.recall(now, [key, 0]) for key in range(20)])
+    assert recalled.min() >= 5
+    assert recalled.max() <= 7
+
+
+def test_a_reservoir_is_a_uniform_sample_of_all_that_was_stored():
+    kept = np.zeros(60)
+    for seed in range(300):
+        memory = filled(EpisodicHippocampus(10, "reservoir", seed), 15)
+        kept[memory.latents.numpy()[:, 0].astype(int)] += 1
+    assert kept.sum() == 10 * 300
+    assert np.abs(kept / 300 - 1 / 6).max() < 4.5 * np.sqrt(1 / 6 * 5 / 6 / 300)
+
+
+def test_an_associative_memory_completes_a_partial_cue_to_the_stored_latent():
+    stored = latents(3, 16, 64)
+    hippocampus = AssociativeHippocampus(16, beta=60.0, cue=0.5)
+    hippocampus.build((None, 64))
+    hippocampus.store(stored)
+    np.testing.assert_allclose(hippocampus.recall(stored, KEY), stored, atol=1e-3)
+
+
+def test_associative_recall_is_one_update_of_a_modern_hopfield_network():
+    stored, now = latents(3, 6, 5).numpy(), latents(4, 4, 5).numpy()
+    hippocampus = AssociativeHippocampus(8, beta=2.0, cue=1.0)
+    hippocampus.build((None, 5))
+    hippocampus.store(stored)
+    weights = np.exp(2 * now @ stored.T / 5)
+    expected = weights / weights.sum(axis=1, keepdims=True) @ stored
+    np.testing.assert_allclose(hippocampus.recall(now, KEY), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: EpisodicHippocampus(replacement="none"), "replacement is 'none'"),
+        (lambda: AssociativeHippocampus(beta=0), "beta is 0"),
+        (lambda: AssociativeHippocampus(cue=0), "cue is 0"),
+    ],
+)
+def test_impossible_arguments_raise_in_one_line(build, message):
+    with pytest.raises(ValueError, match=rf"^{message}.* must be [^\n]*$"):
+        build()

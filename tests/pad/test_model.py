@@ -1,5 +1,6 @@
 """Tests of the phases against plain re-implementations, and of PAD as a Keras model."""
 
+import dataclasses
 import inspect
 
 import keras
@@ -23,7 +24,7 @@ from ad_keras.compute import draws, replicas
 from ad_keras.compute.optimizers import FusedAdam
 from ad_keras.data.pixels import as_signed, to_pixels
 from ad_keras.runs.build import build_model
-from ad_keras.runs.config import CONDITIONS, Config
+from ad_keras.runs.config import CONDITIONS, PERTURBATIONS, Config
 
 SIZE, LATENT, BATCH = 16, 8, 8
 NETWORKS = {"image_size": SIZE, "latent_dim": LATENT, "base_filters": 4}
@@ -78,7 +79,7 @@ def settings(model):
     config = model.get_config()
     parts = {name: config[name]["config"] for name in ("mixing", "perturbation")}
     parts["hippocampus"] = config["hippocampus"]["config"]["capacity"]
-    parts |= {name: config[name]["class_name"] for name in ("recovery", "adversary")}
+    parts |= {name: config[name]["class_name"] for name in ("recovery", "adversary", "agreement")}
     return {k: v for k, v in {**config, **parts}.items() if k not in ("encoder", "generator")}
 
 
@@ -593,10 +594,13 @@ def test_the_full_model_has_the_papers_settings_by_default():
             },
             "recovery": "LatentDistance",
             "adversary": "Minimax",
+            "glimpse": None,
+            "agreement": "Contrast",
             "phases": ("wake", "nrem", "rem"),
             "reconstruction_weight": 1.0,
             "kl_weight": 1.0,
             "external_weight": 1.0,
+            "agreement_weight": 1.0,
             "recovery_weight": 1.0,
             "internal_weight": 1.0,
             "wake_noise_variance": 0.0,
@@ -668,7 +672,7 @@ class Spread(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tests")
-class NonSaturating(Minimax):
+class Twofold(Minimax):
     """An adversary whose generator descends a loss of its own."""
 
     def fooling(self, logits):
@@ -701,7 +705,7 @@ def test_views_are_perturbed_by_draws_of_their_own(monkeypatch):
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 def test_the_generator_descends_what_the_adversary_says(weight):
-    model = new_model("sgd", adversary=NonSaturating(), internal_weight=weight, mixing=Mixing(1, 1))
+    model = new_model("sgd", adversary=Twofold(), internal_weight=weight, mixing=Mixing(1, 1))
     latents = random_latents(1)
 
     def fooling():
@@ -718,12 +722,69 @@ def test_the_generator_descends_what_the_adversary_says(weight):
     assert_close(pick(change, touched), negative(pick(encoder, touched)))
 
 
+def test_wake_makes_the_latents_of_glimpses_agree():
+    glimpse, agreement = Darker(0.5), Spread()
+    model = new_model("sgd", glimpse=glimpse, agreement=agreement, agreement_weight=3.0)
+    plain = new_model("sgd")
+    images = signed(1)
+
+    def loss():
+        latents = model.encoder(images)["latent"]
+        views = tf.stack([model.encoder(0.5 * images)["latent"]] * agreement.views)
+        return 3.0 * agreement(latents, views)
+
+    before, extra = weights(model), gradients(loss, model.encoder)
+    for each in (model, plain):
+        each.wake(images)
+    more = {path: weights(model)[path] - weights(plain)[path] for path in before}
+    assert_close(pick(more, TRUNK | LATENT_HEAD), negative(pick(extra, TRUNK | LATENT_HEAD)))
+    assert_close(pick(weights(model), GENERATOR), pick(weights(plain), GENERATOR))
+
+
+OTHER_PARTS = {
+    "hippocampus": "associative",
+    "mixing": "many_memories",
+    "perturbation": ("crop", "shift", "rotation", "flip", "colour", "grey", "blur", "noise"),
+    "recovery": "contrast",
+    "glimpse": ("crop", "occlusion"),
+    "agreement": "vicreg",
+    "adversary": "least_squares",
+}
+
+
+def test_a_model_of_other_parts_is_saved_loaded_and_continued_bit_for_bit(tmp_path):
+    small = {"base_filters": 2, "latent_dim": 4, "batch_size": 4, "hippocampus_capacity": 6}
+    model = build_model(Config(**small, **OTHER_PARTS))
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(4)
+    history = model.fit(batches, verbose=0, shuffle=False).history
+    assert {"wake/agreement_loss", "nrem/recovery_loss", "rem/internal_loss"} <= set(history)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for each in (model, loaded):
+        each.fit(batches, verbose=0, shuffle=False)
+    assert_equal(everything_kept(loaded), everything_kept(model))
+
+
+def test_every_name_of_a_part_gives_a_part_that_describes_itself():
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    seen = set()
+    for name in ("hippocampus", "mixing", "recovery", "agreement", "adversary"):
+        for choice in fields[name].metadata["choices"]:
+            part = getattr(build_model(Config(base_filters=2, **{name: choice})), name)
+            seen.add((name, str(keras.saving.serialize_keras_object(part))))
+    assert len(seen) == 4 + 4 + 3 + 3 + 4
+    for name in PERTURBATIONS:
+        part = build_model(Config(base_filters=2, glimpse=(name,))).glimpse
+        assert type(part).__name__.lower() == name
+
+
 def test_parts_of_ones_own_are_saved_and_loaded_with_their_weights(tmp_path):
-    model = new_model(recovery=Spread(), perturbation=Darker(0.3), adversary=NonSaturating())
+    model = new_model(recovery=Spread(), perturbation=Darker(0.3), adversary=Twofold())
     model.fit(dataset(), verbose=0, shuffle=False)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert isinstance(loaded.adversary, NonSaturating)
+    assert isinstance(loaded.adversary, Twofold)
     assert loaded.perturbation.factor == 0.3
     for each in (model, loaded):
         each.fit(dataset(1), verbose=0, shuffle=False)

@@ -36,6 +36,19 @@ OTHER_VALUES = {
     "internal_weight": 3.0,
     "mix_recent": 1.0,
     "mix_memories": 0.0,
+    "hippocampus": "reservoir",
+    "hippocampus_capacity": 100,
+    "mixing": "component",
+    "perturbation": ("crop", "occlusion"),
+    "glimpse": ("crop", "colour"),
+    "crop_area": 0.5,
+    "colour_strength": 0.25,
+    "recovery": "vicreg",
+    "agreement": "distance",
+    "agreement_weight": 0.5,
+    "views": 3,
+    "temperature": 0.5,
+    "adversary": "hinge",
     "epochs": 3,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
@@ -79,6 +92,20 @@ REFUSED = [
     ("internal_weight", "-1.0", "above 0"),
     ("mix_recent", "1.5", "between 0 and 1"),
     ("mix_memories", "-0.5", "between 0 and 1"),
+    ("hippocampus", "none", "last_batch|episodic|reservoir|associative"),
+    ("hippocampus_capacity", "0", "at least 1"),
+    ("mixing", "sum", "convex|variance_preserving|component|many_memories"),
+    ("perturbation", "", "at least one perturbation"),
+    ("perturbation", "crop,dream", "of occlusion, crop"),
+    ("glimpse", "dream", "of occlusion, crop"),
+    ("crop_area", "0.0", "above 0 and at most 1"),
+    ("colour_strength", "1.5", "between 0 and 1"),
+    ("recovery", "none", "distance|contrast|vicreg"),
+    ("agreement", "none", "distance|contrast|vicreg"),
+    ("agreement_weight", "0.0", "above 0"),
+    ("views", "1", "at least 2"),
+    ("temperature", "0.0", "above 0"),
+    ("adversary", "none", "minimax|non_saturating|hinge|least_squares"),
     ("epochs", "0", "at least 1"),
     ("epochs", "many", "whole number"),
     ("batch_size", "1", "at least 2"),
@@ -233,6 +260,16 @@ def test_json_keeps_every_flag(changes):
 def test_other_json_is_not_taken_for_flags(text):
     with pytest.raises(ValueError, match=r"\S"):
         Config.from_json(text)
+
+
+def test_flags_that_came_later_have_their_defaults_in_an_earlier_run():
+    assert Config.from_json('{"seed": 3, "phases": ["wake"]}') == Config(seed=3, phases=("wake",))
+
+
+def test_a_memory_smaller_than_a_mini_batch_is_refused():
+    allowed = r"--hippocampus_capacity=63 .* at least --batch_size \(64\)"
+    with pytest.raises(UsageError, match=allowed):
+        command_line("--hippocampus=episodic", "--hippocampus_capacity=63")
 
 
 def test_flags_of_another_version_are_named():

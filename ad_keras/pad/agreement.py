@@ -1,0 +1,142 @@
+"""How latents of the same memory are made to agree: the paper's distance, and contrastive losses.
+
+These serve as `recovery` in NREM, between a memory and perturbed dreams of it, and as `agreement`
+in wake, between an image and glimpses of it. Each returns a scalar float32 tensor.
+"""
+
+import itertools
+
+import keras
+import tensorflow as tf
+
+from ad_keras.compute import replicas
+from ad_keras.pad.parts import Part, require
+
+
+@keras.saving.register_keras_serializable("ad_keras")
+class LatentDistance(Part):
+    """NREM's recovery loss in the paper: the squared error between latents, a mean of elements.
+
+    A recovery loss of your own has the same call and may set `views`.
+
+    Attributes:
+        views: how many perturbed views of each dream the encoder recovers.
+    """
+
+    views = 1
+
+    def __call__(self, replayed: tf.Tensor, recovered: tf.Tensor) -> tf.Tensor:
+        """Compares latents.
+
+        Args:
+            replayed: [B, latent_dim], the latents that NREM dreams of.
+            recovered: [views, B, latent_dim], the encoder's answers to the perturbed dreams.
+        """
+        return tf.reduce_mean(tf.math.squared_difference(replayed, recovered))
+
+
+@keras.saving.register_keras_serializable("ad_keras")
+class Contrast(Part):
+    """InfoNCE between views: those of one memory attract, those of others repel.
+
+    As in contrastive dreaming (Deperrois et al. 2023, arXiv 2308.01830). The loss is that of SimCLR
+    (Chen et al. 2020, arXiv 2002.05709, equation 1): -log(exp(s+ / t) / sum exp(s / t)), with the
+    cosine similarity s, over all other views in the mini-batch. With more than two views, each
+    other view of the same memory counts as s+ in turn.
+
+    Args:
+        temperature: t, above 0.
+        views: perturbed views of each memory, at least 2.
+
+    Raises:
+        ValueError: if an argument is not possible.
+    """
+
+    def __init__(self, temperature: float = 0.2, views: int = 2) -> None:
+        require(temperature > 0, "temperature", temperature, "above 0")
+        require(views >= 2, "views", views, "at least 2")
+        self.temperature = temperature
+        self.views = views
+
+    def __call__(self, replayed: tf.Tensor, recovered: tf.Tensor) -> tf.Tensor:
+        """Compares the views of all memories; the memories themselves are not used.
+
+        Args:
+            replayed: [B, latent_dim].
+            recovered: [views, B, latent_dim].
+        """
+        views = [replicas.gather(view) for view in tf.unstack(recovered)]
+        count = tf.shape(views[0])[0]
+        directions = tf.math.l2_normalize(tf.concat(views, axis=0), axis=-1, epsilon=1e-12)
+        similar = tf.matmul(directions, directions, transpose_b=True) / self.temperature
+        own = tf.eye(tf.shape(similar)[0])
+        same = tf.tile(tf.eye(count), [self.views, self.views]) - own  # views of the same memory
+        log_sum = tf.reduce_logsumexp(similar - 1e9 * own, axis=1)
+        attraction = tf.reduce_sum(same * similar, axis=1) / (self.views - 1)
+        return tf.reduce_mean(log_sum - attraction)
+
+
+@keras.saving.register_keras_serializable("ad_keras")
+class VICReg(Part):
+    """Variance, invariance and covariance of views (Bardes et al. 2022, arXiv 2105.04906).
+
+    Views of the same memory attract. What keeps them from collapsing are a hinge on the standard
+    deviation of each latent dimension in the mini-batch, at 1, and the squared covariances between
+    dimensions.
+
+    Args:
+        invariance: weight of the mean squared difference between views, 0 or more.
+        variance: weight of the hinge, 0 or more.
+        covariance: weight of the covariances, 0 or more.
+        views: perturbed views of each memory, at least 2.
+
+    Raises:
+        ValueError: if an argument is not possible.
+    """
+
+    def __init__(
+        self,
+        invariance: float = 25.0,
+        variance: float = 25.0,
+        covariance: float = 1.0,
+        views: int = 2,
+    ) -> None:
+        for name, weight in (
+            ("invariance", invariance),
+            ("variance", variance),
+            ("covariance", covariance),
+        ):
+            require(weight >= 0, name, weight, "0 or more")
+        require(views >= 2, "views", views, "at least 2")
+        self.invariance = invariance
+        self.variance = variance
+        self.covariance = covariance
+        self.views = views
+
+    def __call__(self, replayed: tf.Tensor, recovered: tf.Tensor) -> tf.Tensor:
+        """Compares the views of all memories; the memories themselves are not used.
+
+        Args:
+            replayed: [B, latent_dim].
+            recovered: [views, B, latent_dim], with B of at least 2.
+        """
+        views = [replicas.gather(view) for view in tf.unstack(recovered)]
+        pairs = list(itertools.combinations(views, 2))
+        distances = [tf.reduce_mean(tf.math.squared_difference(*pair)) for pair in pairs]
+        spreads, overlaps = zip(*map(_moments, views), strict=True)
+        return (
+            self.invariance * tf.add_n(distances) / len(pairs)
+            + self.variance * tf.add_n(spreads) / self.views
+            + self.covariance * tf.add_n(overlaps) / self.views
+        )
+
+
+def _moments(view: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The hinge on deviations, and the squared covariances between dimensions, of [B, N]."""
+    count, size = tf.unstack(tf.cast(tf.shape(view), view.dtype))
+    centred = view - tf.reduce_mean(view, axis=0)
+    covariance = tf.matmul(centred, centred, transpose_a=True) / (count - 1.0)
+    variances = tf.linalg.diag_part(covariance)
+    hinge = tf.reduce_mean(tf.nn.relu(1.0 - tf.sqrt(variances + 1e-4)))
+    between = tf.reduce_sum(tf.square(covariance)) - tf.reduce_sum(tf.square(variances))
+    return hinge, between / size
