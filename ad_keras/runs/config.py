@@ -103,18 +103,16 @@ class Config:
     hippocampus: str = flag(
         "last_batch",
         _PARTS,
-        "what is remembered: the last mini-batch's latents; or --hippocampus_capacity latents, of "
-        "which random ones are recalled, the newest of all (episodic) or a fair sample of all "
-        "(reservoir); or as many, recalled by what a part of the present latent reminds of "
-        "(associative)",
+        "what is remembered: the last mini-batch; the newest latents (episodic) or a sample of all "
+        "(reservoir), recalled at random; or the newest, recalled by likeness (associative)",
         ("last_batch", "episodic", "reservoir", "associative"),
     )
-    hippocampus_capacity: int = flag(4096, _PARTS, "latents of a memory beyond the last mini-batch")
+    hippocampus_capacity: int = flag(4096, _PARTS, "latents of all these but the first")
     mixing: str = flag(
         "convex",
         _PARTS,
-        "how REM mixes: the paper's sum; the same scaled to the prior's variance; each component "
-        "from one source; or with the mean of three older memories",
+        "how REM mixes: the paper's sum; that scaled to the prior's variance; each component from "
+        "one source; or the mean of three older memories",
         ("convex", "variance_preserving", "component", "many_memories"),
     )
     perturbation: tuple[str, ...] = flag(
