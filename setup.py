@@ -1,5 +1,7 @@
 """Package metadata and dependencies."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 # The generated digits are drawn with these files, so other versions would draw other images.
@@ -21,6 +23,19 @@ setup(
     name="ad_keras",
     version="0.1.0",
     description="Perturbed and adversarial dreaming (PAD) for TensorFlow and Keras",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="ad_keras developers",
+    license="MIT",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["ad_keras", "ad_keras.*"]),
     package_data={"ad_keras.reproduction": ["report.html"]},

@@ -25,16 +25,18 @@ class DreamConfig:
     dataset: str | None = flag(
         None,
         "Memories",
-        "a data set, of which test images are shown, or a folder of pictures (default: the run's)",
+        "data set whose test images are shown, or a folder of pictures (default: the run's)",
     )
     data_dir: str | None = flag(
         None, "Memories", "folder of prepared TensorFlow Datasets (default: the run's)"
     )
-    images: int = flag(12, "Memories", "how many are shown, side by side")
-    seed: int = flag(0, "Memories", "of their choice, the occlusions and the noise")
+    images: int = flag(12, "Memories", "number of images, side by side")
+    seed: int = flag(0, "Memories", "seed of the choice of images, the occlusions and the noise")
 
     output_dir: str | None = flag(
-        None, "Output", "where to (default: figures in the run's folder, or dreams for an export)"
+        None,
+        "Output",
+        "folder of the pictures (default: figures in the run's folder, or dreams for an export)",
     )
 
     def __post_init__(self):

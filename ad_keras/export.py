@@ -18,7 +18,8 @@ class ExportConfig:
     saved_model_dir: str | None = flag(
         None,
         "Flags",
-        "where to (default: what the run was told, or saved_models/<run>; the latter for a copy)",
+        "folder of the exported networks (default: the one of the run's training, or for a copied "
+        "run saved_models/<run>)",
     )
 
     def __post_init__(self):

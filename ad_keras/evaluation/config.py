@@ -33,14 +33,14 @@ class EvaluateConfig:
     run_dir: tuple[str, ...] = flag(
         (),
         "Model",
-        "folder of a run, finished or not; repeat it for other seeds of the same condition, which "
-        "gives means and standard errors",
+        "folder of a run, finished or not. Repeat the flag for other seeds of the same condition: "
+        "means and standard errors follow",
         repeatable=True,
     )
-    epoch: int = flag(0, "Model", "of the run, one that is kept: 1, 2, 5, 10, ... (0: the newest)")
-    export: str | None = flag(None, "Model", "or: folder of exported networks")
+    epoch: int = flag(0, "Model", "epoch of the run: 1, 2, 5, 10, ... are kept (0: the newest)")
+    export: str | None = flag(None, "Model", "folder of exported networks, instead of --run_dir")
 
-    dataset: str | None = flag(None, "Data", "as for training (default: the run's)")
+    dataset: str | None = flag(None, "Data", "data set, as for training (default: the run's)")
     data_dir: str | None = flag(
         None, "Data", "folder of prepared TensorFlow Datasets (default: the run's)"
     )
@@ -48,31 +48,33 @@ class EvaluateConfig:
     metrics: tuple[str, ...] = flag(
         ("all",),
         "Metrics",
-        f"a list of {', '.join(METRICS)}; all is all but {' and '.join(ONLY_IF_NAMED)}",
+        f"a list of {', '.join(METRICS)}; all leaves out {' and '.join(ONLY_IF_NAMED)}",
     )
-    num_dreams: int = flag(10_000, "Metrics", "dreams of a kind compared with real images")
+    num_dreams: int = flag(
+        10_000, "Metrics", "number of dreams of each kind that are compared with real images"
+    )
     features: str = flag(
         "classifier",
         "Metrics",
-        "in which dreams are compared: of a classifier trained on the same labels (once), or of "
-        "Inception v3",
+        "features in which dreams are compared: of a classifier, trained once on the same data, or "
+        "of Inception v3",
         ("classifier", "inception"),
     )
     inception_weights: str | None = flag(
-        None, "Metrics", "file of Inception's weights without its top (default: a download)"
+        None, "Metrics", "file of Inception's weights, without its last layer (default: a download)"
     )
-    probe_seeds: int = flag(5, "Metrics", "seeds that the paper's probe, a noisy one, is run with")
-    seed: int = flag(0, "Metrics", "of probes, masks, choices and noise")
+    probe_seeds: int = flag(5, "Metrics", "number of seeds of the paper's probe, which is noisy")
+    seed: int = flag(0, "Metrics", "seed of probes, masks, choices and noise")
 
     cache_dir: str = flag(
-        "~/.cache/ad_keras", "Output", "for the classifier and features of real images"
+        "~/.cache/ad_keras", "Output", "folder of the classifier and the features of real images"
     )
     output_dir: str | None = flag(
         None,
         "Output",
-        "for results.json, results.csv and figures/ (default: the run's folder; for an export "
-        "<export>-evaluation beside it; for several runs evaluation-<data set>-<condition> beside "
-        "the first)",
+        "folder of results.json, results.csv and figures/. Defaults: for a run, its own folder; "
+        "for an export, <export>-evaluation beside it; for several runs, "
+        "evaluation-<data set>-<condition> beside the first",
     )
 
     def __post_init__(self):

@@ -19,67 +19,74 @@ class ReproduceConfig:
         UsageError: one line that names the flag, its value, and what it may be.
     """
 
-    dataset: str = flag("synth_digits", "Data", "as for training; it needs labels")
+    dataset: str = flag("synth_digits", "Data", "data set with labels, as for training")
     data_dir: str | None = flag(
         None, "Data", "folder of prepared TensorFlow Datasets (default: ~/tensorflow_datasets)"
     )
     image_size: int = flag(32, "Data", "side of the images in pixels: 32, 64 or 128")
-    train_examples: int = flag(0, "Data", "train on only so many images (0: all)")
+    train_examples: int = flag(0, "Data", "number of training images to use (0: all)")
 
     conditions: tuple[str, ...] = flag(
         tuple(LINEAR_SEPARABILITY["cifar10"]),
         "Runs",
-        f"which to compare, of {', '.join(CONDITIONS)}",
+        f"conditions to compare, of {', '.join(CONDITIONS)}",
     )
     seeds: tuple[str, ...] = flag(
-        ("0",), "Runs", "a run of each condition for each seed; several give standard errors"
+        ("0",), "Runs", "seeds; each condition has a run for each. Several give standard errors"
     )
     epochs: int = flag(50, "Runs", "passes over the training images")
     batch_size: int = flag(64, "Runs", "images of a mini-batch")
     latent_dim: int = flag(256, "Runs", "size of the latent")
-    base_filters: int = flag(64, "Runs", "filters of the first convolution; each block doubles")
+    base_filters: int = flag(64, "Runs", "filters of the first block; each next doubles them")
     precision: str = flag(
-        "float32", "Runs", "of the networks in training", ("float32", "mixed_bfloat16")
+        "float32", "Runs", "precision of the networks in training", ("float32", "mixed_bfloat16")
     )
     probe_every: int = flag(1, "Runs", "epochs between the probes of Figure 4")
-    dream_every: int = flag(1, "Runs", "epochs between picture grids in TensorBoard (0: none)")
+    dream_every: int = flag(1, "Runs", "epochs between pictures of dreams in TensorBoard (0: none)")
 
-    num_dreams: int = flag(10_000, "Measurements", "dreams of a kind compared with real images")
-    probe_seeds: int = flag(5, "Measurements", "seeds that the paper's probe is averaged over")
+    num_dreams: int = flag(
+        10_000, "Measurements", "number of dreams of each kind that are compared with real images"
+    )
+    probe_seeds: int = flag(
+        5, "Measurements", "number of seeds of the paper's probe, which is noisy"
+    )
     features: str = flag(
         "classifier",
         "Measurements",
-        "in which dreams are compared: of a classifier trained on the same labels (once), or of "
-        "Inception v3",
+        "features in which dreams are compared: of a classifier, trained once on the same data, or "
+        "of Inception v3",
         ("classifier", "inception"),
     )
     inception_weights: str | None = flag(
-        None, "Measurements", "file of Inception's weights without its top (default: a download)"
+        None,
+        "Measurements",
+        "file of Inception's weights, without its last layer (default: a download)",
     )
 
     runs_dir: str = flag(
         "runs",
         "Folders",
-        "of the runs: <data set>[-<condition>][-seed<N>], where nothing stands for the full "
-        "model and seed 0; finished ones are reused, others continued",
+        "folder of the runs <data set>[-<condition>][-seed<N>]; the full model and seed 0 are not "
+        "named. Finished runs are reused, others continue",
     )
-    saved_models_dir: str = flag("saved_models", "Folders", "of the exported networks")
+    saved_models_dir: str = flag("saved_models", "Folders", "folder of the exported networks")
     results_dir: str | None = flag(
         None,
         "Folders",
-        "only report on the runs in it, folders with flags.json, history.json and results.json: "
-        "nothing is trained or measured, and the flags above are not needed",
+        "folder of finished runs, each with flags.json, history.json and results.json: report on "
+        "them, train and measure nothing, ignore the flags above",
     )
     output_dir: str | None = flag(
         None,
         "Folders",
-        "for report.html, report.md, pictures/ (default: --results_dir, or runs/<data set>-report)",
+        "folder of report.html, report.md and pictures/ (default: --results_dir, or "
+        "runs/<data set>-report)",
     )
     cache_dir: str = flag(
-        "~/.cache/ad_keras", "Folders", "for the classifier and features of real images"
+        "~/.cache/ad_keras", "Folders", "folder of the classifier and the features of real images"
     )
     dry_run: bool = flag(
-        False, "Folders", "only say what would be trained and how long it would take"
+        False, "Folders", "train nothing; say what would be trained and how long it would take"
     )
 
     def __post_init__(self):

@@ -64,40 +64,40 @@ class Config:
     dataset: str = flag(
         "synth_digits",
         _DATA,
-        "svhn, cifar10, mnist, fashion_mnist, synth_digits (generated; synth_digits/50k for a "
-        "larger one), or a folder of images train/<class>/*.png",
+        "svhn, cifar10, mnist, fashion_mnist; synth_digits or synth_digits/50k (generated); or a "
+        "folder of images train/<class>/*.png",
     )
     data_dir: str | None = flag(
         None, _DATA, "folder of prepared TensorFlow Datasets (default: ~/tensorflow_datasets)"
     )
     image_size: int = flag(32, _DATA, "side of the images in pixels: 32, 64 or 128")
-    train_examples: int = flag(0, _DATA, "train on only so many images (0: all)")
+    train_examples: int = flag(0, _DATA, "number of training images to use (0: all)")
 
     latent_dim: int = flag(256, _NETWORKS, "size of the latent")
-    base_filters: int = flag(64, _NETWORKS, "filters of the first convolution; each block doubles")
+    base_filters: int = flag(64, _NETWORKS, "filters of the first block; each next doubles them")
 
     phases: tuple[str, ...] = flag(
         ("wake", "nrem", "rem"), _PHASES, "which phases run on a mini-batch, in this order"
     )
-    reconstruction_weight: float = flag(1.0, _PHASES, "of the reconstruction loss in wake")
-    kl_weight: float = flag(1.0, _PHASES, "of the divergence from the prior in wake")
+    reconstruction_weight: float = flag(1.0, _PHASES, "weight of the reconstruction loss in wake")
+    kl_weight: float = flag(1.0, _PHASES, "weight of the divergence from the prior in wake")
     external_weight: float = flag(
-        1.0, _PHASES, "of the loss of calling images external in wake; 0: none"
+        1.0, _PHASES, "weight of the discriminator's loss in wake: images are external (0: none)"
     )
     wake_noise_variance: float = flag(
-        0.0, _PHASES, "of the noise on the latents that wake reconstructs from"
+        0.0, _PHASES, "variance of noise on the latents, before wake reconstructs"
     )
-    recovery_weight: float = flag(1.0, _PHASES, "of the recovery loss in NREM")
+    recovery_weight: float = flag(1.0, _PHASES, "weight of the recovery loss in NREM")
     nrem_memories: str = flag(
-        "single", _PHASES, "what NREM replays: memories, or REM's mixtures", ("single", "mixed")
+        "single", _PHASES, "NREM replays single memories or REM's mixtures", ("single", "mixed")
     )
     occlusion_min: float = flag(0.0, _PHASES, "lowest probability of occluding a tile")
     occlusion_max: float = flag(1.0, _PHASES, "highest probability of occluding a tile")
     tile_min: int = flag(1, _PHASES, "smallest side of a tile in pixels")
     tile_max: int = flag(8, _PHASES, "largest side of a tile in pixels")
-    mask_per: str = flag("batch", _PHASES, "one occlusion mask for each", ("batch", "image"))
-    internal_weight: float = flag(1.0, _PHASES, "of the loss of calling dreams internal in REM")
-    mix_recent: float = flag(0.5, _PHASES, "share of the newer of the two memories (lambda)")
+    mask_per: str = flag("batch", _PHASES, "one occlusion mask per", ("batch", "image"))
+    internal_weight: float = flag(1.0, _PHASES, "weight of the adversarial loss in REM")
+    mix_recent: float = flag(0.5, _PHASES, "share of the newer memory against the older (lambda)")
     mix_memories: float = flag(0.5, _PHASES, "share of memories against noise (lambda')")
 
     hippocampus: str = flag(
@@ -137,41 +137,41 @@ class Config:
 
     epochs: int = flag(50, _TRAINING, "passes over the training images")
     batch_size: int = flag(64, _TRAINING, "images of a mini-batch; an incomplete one is dropped")
-    encoder_learning_rate: float = flag(2e-4, _TRAINING, "of the encoder's Adam")
-    generator_learning_rate: float = flag(2e-4, _TRAINING, "of the generator's Adam")
+    encoder_learning_rate: float = flag(2e-4, _TRAINING, "learning rate of the encoder's Adam")
+    generator_learning_rate: float = flag(2e-4, _TRAINING, "learning rate of the generator's Adam")
     beta_1: float = flag(0.5, _TRAINING, "decay of Adam's momentum")
     beta_2: float = flag(0.999, _TRAINING, "decay of Adam's second moment")
     precision: str = flag("float32", _TRAINING, "of the networks", ("float32", "mixed_bfloat16"))
-    seed: int = flag(0, _TRAINING, "of weights, order, noise and masks")
+    seed: int = flag(0, _TRAINING, "seed of weights, order of images, noise and masks")
     hold_out: bool = flag(
         False,
         _TRAINING,
-        "leave the tenth of the training images that scores the probe out of training",
+        "do not train on the tenth of the training images that scores the probe",
     )
 
     strategy: str = flag(
         "auto",
         _RUN,
-        "the devices that share a mini-batch: one, all of this machine, those of all workers in "
-        "TF_CONFIG, or a TPU's; auto takes the workers, or several GPUs, if there are",
+        "devices that share a mini-batch: one, all GPUs of this machine, those of all workers in "
+        "TF_CONFIG, or a TPU's. auto takes the workers or GPUs that it finds",
         ("auto", "one_device", "mirrored", "multi_worker", "tpu"),
     )
     deterministic: bool = flag(
         False,
         _RUN,
-        "the same bits each time on GPUs too, if the whole run has it: slower kernels, no XLA. "
-        "CPUs need it not",
+        "repeat results bit for bit on GPUs: slower kernels, no XLA. Set it for the whole run. "
+        "CPUs do not need it",
     )
     run_dir: str | None = flag(
-        None, _RUN, "checkpoints, logs and pictures (default: runs/<data set>[-<condition>])"
+        None, _RUN, "folder of the run (default: runs/<data set>[-<condition>])"
     )
     saved_model_dir: str | None = flag(
-        None, _RUN, "the exported networks (default: saved_models/<name of the run>)"
+        None, _RUN, "folder of the exported networks (default: saved_models/<name of the run>)"
     )
-    overwrite: bool = flag(False, _RUN, "delete what another run left in --run_dir")
+    overwrite: bool = flag(False, _RUN, "delete the run in --run_dir and begin anew")
     checkpoint_every: int = flag(500, _RUN, "steps between checkpoints")
-    log_every: int = flag(50, _RUN, "steps between entries of the losses in TensorBoard")
-    dream_every: int = flag(1, _RUN, "epochs between picture grids (0: none)")
+    log_every: int = flag(50, _RUN, "steps between losses in TensorBoard")
+    dream_every: int = flag(1, _RUN, "epochs between pictures of dreams (0: none)")
     probe_every: int = flag(1, _RUN, "epochs between linear probes (0: only first and last)")
 
     def __post_init__(self):

@@ -17,39 +17,49 @@ MAY_CHANGE = RUN_ONLY | {"hold_out", "max_trials", "tuner_dir"}
 
 @dataclasses.dataclass(frozen=True)
 class TuneConfig(Config):
-    """Searches flags of training; the probe's score on held-out training images is what counts."""
+    """Searches flags of training that maximise a linear probe on held-out training images."""
 
-    epochs: int = flag(50, _TRAINING, "what the flagfile will say; a trial has --epochs_per_trial")
-    hold_out: bool = flag(False, _TRAINING, "what trials do anyway; the flagfile will not say it")
-    run_dir: str | None = flag(None, _RUN, "not for a search, which has --tuner_dir")
+    epochs: int = flag(
+        50, _TRAINING, "epochs in the flagfile that comes out; trials have --epochs_per_trial"
+    )
+    hold_out: bool = flag(False, _TRAINING, "no effect: every trial holds images out")
+    run_dir: str | None = flag(None, _RUN, "not for a search: use --tuner_dir")
     saved_model_dir: str | None = flag(None, _RUN, "not for a search: trials export nothing")
-    overwrite: bool = flag(False, _RUN, "delete what another search left in --tuner_dir")
-    dream_every: int = flag(1, _RUN, "what the flagfile will say; trials draw no pictures")
-    probe_every: int = flag(1, _RUN, "what the flagfile will say; trials are probed at their end")
+    overwrite: bool = flag(False, _RUN, "delete the search in --tuner_dir and begin anew")
+    dream_every: int = flag(
+        1, _RUN, "value in the flagfile that comes out; trials draw no pictures"
+    )
+    probe_every: int = flag(
+        1, _RUN, "value in the flagfile that comes out; trials are probed at their end"
+    )
 
     tuner: str = flag(
         "bayesian", _SEARCH, "how trials are chosen", ("random", "bayesian", "hyperband")
     )
     max_trials: int = flag(
-        30, _SEARCH, "trials, the one with untuned flags included; more continue a search"
+        30,
+        _SEARCH,
+        "number of trials, trial 0 with your values included; a higher one continues a search",
     )
     epochs_per_trial: int = flag(
-        5, _SEARCH, "of a trial; for hyperband of the longest, others have a third, a ninth, ..."
+        5,
+        _SEARCH,
+        "epochs of a trial. hyperband: of the longest; others have a third, a ninth, ...",
     )
     search: tuple[str, ...] = flag(
         ("all",),
         _SEARCH,
-        f"which flags to vary: all that play a role, or a list of {', '.join(SPACE)}",
+        f"flags to vary: all that have an effect, or a list of {', '.join(SPACE)}",
     )
     objective: str = flag(
         "probe",
         _SEARCH,
-        "what is maximised: the paper's linear probe (mean of five of its seeds, as it is noisy) "
-        "or a ridge probe",
+        "accuracy to maximise: the paper's linear probe (noisy, so a mean of five seeds) or a "
+        "ridge probe",
         ("probe", "ridge_probe"),
     )
     tuner_dir: str | None = flag(
-        None, _SEARCH, "trials and results (default: runs/tune-<data set>[-<condition>])"
+        None, _SEARCH, "folder of trials and results (default: runs/tune-<data set>[-<condition>])"
     )
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""What a search varies: one table, which keras-tuner, `--help` and the README are made of."""
+"""What a search varies: one table, which keras-tuner, `--help` and docs/tuning.md are made of."""
 
 import dataclasses
 
