@@ -317,6 +317,9 @@ def _fit(
 
 def hyper_parameters(config: Config) -> dict[str, bool | int | float | str]:
     """What TensorBoard's HParams say of a run."""
-    flat = {**dataclasses.asdict(config), "phases": ",".join(config.phases)}
-    told = {name: value for name, value in flat.items() if name not in RUN_ONLY}
+    told = {
+        name: ",".join(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in RUN_ONLY
+    }
     return {**told, "condition": config.condition, "epochs": config.epochs}
