@@ -53,14 +53,14 @@ setup(
         "joblib",
         "keras>=3.10",
         "keras-tuner==1.4.8",  # the one that searches are tested with
-        "matplotlib>=3.9",
+        "matplotlib>=3.11",  # the generated digits are drawn with its typefaces, too
         "numpy>=2.0",
         "pandas>=2.2.2",
         "pillow>=10.1",
         "scikit-learn>=1.5",
         "scipy>=1.13",
         "tensorboard",
-        "tensorflow>=2.18",
+        "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.10",
         "threadpoolctl",
         "tqdm",
