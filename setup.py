@@ -67,7 +67,7 @@ setup(
         *TYPEFACES,
     ],
     extras_require={
-        "test": ["mypy", "pytest", "pytest-xdist", "ruff"],
+        "test": ["mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"],
         "benchmark": ["torch"],  # only for benchmarks/throughput.py --peer
     },
 )
