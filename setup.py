@@ -37,8 +37,14 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     python_requires=">=3.11",
-    packages=find_packages(include=["ad_keras", "ad_keras.*"]),
-    package_data={"ad_keras.reproduction": ["report.html"]},
+    packages=[*find_packages(include=["ad_keras", "ad_keras.*"]), "ad_keras.flags"],
+    package_dir={"ad_keras.flags": "flags"},
+    package_data={
+        "ad_keras": ["py.typed"],
+        "ad_keras.flags": ["*.flags"],
+        "ad_keras.reproduction": ["report.html"],
+    },
+    entry_points={"console_scripts": ["ad-keras = ad_keras.__main__:main"]},
     install_requires=[
         "absl-py",
         "grpcio",
@@ -46,22 +52,22 @@ setup(
         "jinja2",
         "joblib",
         "keras>=3.10",
-        "keras-tuner>=1.4.8,<1.5",  # a search relies on some of its internals
-        "matplotlib",
-        "numpy",
-        "pandas>=2.1",
+        "keras-tuner==1.4.8",  # the one that searches are tested with
+        "matplotlib>=3.11",  # the generated digits are drawn with its typefaces, too
+        "numpy>=2.0",
+        "pandas>=2.2.2",
         "pillow>=10.1",
-        "scikit-learn",
-        "scipy",
+        "scikit-learn>=1.5",
+        "scipy>=1.13",
         "tensorboard",
-        "tensorflow>=2.18",
+        "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.10",
         "threadpoolctl",
         "tqdm",
         *TYPEFACES,
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "ruff"],
+        "test": ["mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"],
         "benchmark": ["torch"],  # only for benchmarks/throughput.py --peer
     },
 )

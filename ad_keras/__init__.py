@@ -5,6 +5,19 @@ and adversarial dreaming", eLife 11:e76384.
 """
 
 import importlib
+import os
+import sys
+
+if os.environ.get("KERAS_BACKEND", "") not in ("", "tensorflow"):
+    _refusal = (
+        f"KERAS_BACKEND={os.environ['KERAS_BACKEND']} is not possible: ad_keras runs on Keras's "
+        "TensorFlow backend. Unset it, or set it to tensorflow."
+    )
+    # `python -m` and `ad-keras` load the package before they could tell of errors in one line.
+    if sys.argv[0] == "-m" or os.path.basename(sys.argv[0]) == "ad-keras":
+        print(f"error: {_refusal}", file=sys.stderr)
+        raise SystemExit(2)
+    raise ImportError(_refusal)
 
 _HOMES = {
     name: f"ad_keras.{module}"

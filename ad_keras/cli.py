@@ -11,6 +11,7 @@ import tempfile
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -46,7 +47,7 @@ def parse(config_class: type[Config], argv: Sequence[str], program: str) -> Conf
     """Reads a command line into its dataclass.
 
     `--flagfile=FILE` reads flags from a file, one a line; it can be given repeatedly, and a later
-    flag replaces an earlier one.
+    flag replaces an earlier one. A flagfile of the package needs only its name: `no_rem`.
 
     Args:
         config_class: a dataclass whose fields were made by `flag`. It validates itself with
@@ -65,6 +66,7 @@ def parse(config_class: type[Config], argv: Sequence[str], program: str) -> Conf
     if any(argument in ("--help", "-help", "-h", "--h") for argument in arguments[1:]):
         print(_help(config_class, program))
         raise SystemExit(0)
+    arguments = [*arguments[:1], *_with_flagfiles(arguments[1:])]
     try:
         rest = values(arguments)
     except flags.UnrecognizedFlagError as error:
@@ -189,6 +191,36 @@ def _define(field: dataclasses.Field, values: flags.FlagValues) -> None:
     define(field.name, default, description, flag_values=values)
 
 
+def _with_flagfiles(arguments: Sequence[str], opened: tuple[Path, ...] = ()) -> Iterator[str]:
+    """The arguments with the lines of flagfiles in their place, and of those that these name."""
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name not in ("--flagfile", "-flagfile"):
+            yield argument
+            continue
+        file = _flagfile(value if equals else next(rest, ""))
+        if file in opened:
+            raise UsageError(f"--flagfile={file} names itself, or a file that names it.")
+        lines = [line.strip() for line in file.read_text(errors="replace").splitlines()]
+        lines = [line for line in lines if line and not line.startswith(("#", "//"))]
+        yield from _with_flagfiles(lines, (*opened, file))
+
+
+def _flagfile(value: str) -> Path:
+    """The file as given, or else that of the package: of a clone, or beside what is installed."""
+    file, package = Path(value).expanduser(), Path(__file__).parent
+    if file.is_file():
+        return file
+    folders = (package / "flags", package.parent / "flags")
+    known = {path.stem: path for folder in folders for path in sorted(folder.glob("*.flags"))}
+    if str(file.parent) in (".", "flags") and file.name.removesuffix(".flags") in known:
+        return known[file.name.removesuffix(".flags")]
+    raise UsageError(
+        f"--flagfile={value} is not a file, nor one of the package's: {', '.join(known)}."
+    )
+
+
 def _plain(value):
     if isinstance(value, list):
         return tuple(_plain(item.strip()) for item in value)
@@ -216,6 +248,7 @@ def _help(config_class: type, program: str) -> str:
     lines += [
         "",
         "--flagfile=FILE reads flags from a file, one a line; repeat it to combine files.",
+        "A file of the package needs only its name, as in --flagfile=no_rem.",
     ]
     return "\n".join(lines)
 

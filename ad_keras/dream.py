@@ -30,7 +30,7 @@ class DreamConfig:
     data_dir: str | None = flag(
         None, "Memories", "folder of prepared TensorFlow Datasets (default: the run's)"
     )
-    images: int = flag(12, "Memories", "number of images, side by side")
+    num_images: int = flag(12, "Memories", "number of images, side by side")
     seed: int = flag(0, "Memories", "seed of the choice of images, the occlusions and the noise")
 
     output_dir: str | None = flag(
@@ -44,8 +44,10 @@ class DreamConfig:
             raise UsageError(
                 "name one of --run_dir (the folder of a run) and --export (of exported networks)."
             )
-        if self.images < 4:
-            raise UsageError(f"--images={self.images} is not possible: it must be at least 4.")
+        if self.num_images < 4:
+            raise UsageError(
+                f"--num_images={self.num_images} is not possible: it must be at least 4."
+            )
         if self.seed < 0:
             raise UsageError(f"--seed={self.seed} is not possible: it must be 0 or more.")
 
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
         flags.dataset or config.dataset,
         flags.data_dir or config.data_dir,
         config.image_size,
-        flags.images,
+        flags.num_images,
         flags.seed,
     )
     default = source / "figures" if flags.run_dir else Path("dreams")
@@ -95,7 +97,8 @@ def _choose(
     images = load(dataset, split, data_dir=data_dir, image_size=image_size).images
     if len(images) < count:
         raise UsageError(
-            f"--images={count} is more than the {len(images)} images of {Path(dataset) / split}."
+            f"--num_images={count} is more than the {len(images)} images of "
+            f"{Path(dataset) / split}."
         )
     return images[np.random.default_rng(seed).permutation(len(images))[:count]]
 

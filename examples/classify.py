@@ -1,6 +1,6 @@
 """Uses an exported encoder: classifies images by a linear layer on it, then fine-tunes it.
 
-python examples/classify.py --encoder=saved_models/synth_digits --dataset=synth_digits
+python examples/classify.py --export=saved_models/synth_digits --dataset=synth_digits
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from ad_keras.errors import UsageError
 class ClassifyConfig:
     """Trains a linear layer on a frozen encoder, then both, and scores them on test images."""
 
-    encoder: str = flag("saved_models/synth_digits", "Flags", "folder of an export")
+    export: str = flag("saved_models/synth_digits", "Flags", "folder of an export")
     dataset: str = flag("synth_digits", "Flags", "data set with labels")
     data_dir: str | None = flag(None, "Flags", "folder of prepared TensorFlow Datasets")
     epochs: int = flag(5, "Flags", "epochs of each of the two trainings")
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
         from ad_keras.data import load
 
     keras.utils.set_random_seed(0)
-    encoder = load_encoder(config.encoder)
+    encoder = load_encoder(config.export)
     image_size = encoder.inputs[0].shape[1]
     train, test = (
         load(config.dataset, split, data_dir=config.data_dir, image_size=image_size)

@@ -1,16 +1,20 @@
 import dataclasses
+import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from ad_keras import export, train
+from ad_keras import __main__ as commands
+from ad_keras import train
 from ad_keras.cli import flag, parse, run
 from ad_keras.errors import Interrupted, RunError, UsageError
 from ad_keras.runs.config import Config
 
-PROGRAMS = {"train": train.main, "export": export.main}
+ROOT = Path(__file__).parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +94,123 @@ def test_unknown_flag_in_a_flagfile_is_refused(tmp_path):
     assert "Did you mean --parts?" in refusal(f"--flagfile={file}")
 
 
-def test_missing_flagfile_is_named(tmp_path):
-    assert str(tmp_path / "none.flags") in refusal(f"--flagfile={tmp_path / 'none.flags'}")
+@pytest.mark.parametrize("name", ["quick", "quick.flags", "flags/quick.flags"])
+def test_a_flagfile_of_the_package_is_found_where_there_is_no_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parsed = parse(Config, ["train", f"--flagfile={name}"], "train")
+    assert (parsed.dataset, parsed.base_filters) == ("synth_digits", 32)
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("--flagfile=no_rem\n--base_filters=7\n")
+    parsed = parse(Config, ["train", f"--flagfile={name}"], "train")
+    assert (parsed.condition, parsed.base_filters) == ("no_rem", 7)
+
+
+@pytest.mark.parametrize("name", ["none.flags", "elsewhere/quick.flags", "flags", "~/quick", ""])
+def test_missing_flagfile_is_named_beside_those_of_the_package(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = refusal(f"--flagfile={name}")
+    assert f"--flagfile={name} is not a file" in message
+    assert "no_rem, nrem_mixed, quick, rem_before_nrem" in message
+
+
+def test_a_flagfile_that_names_itself_is_refused(tmp_path):
+    first, second = tmp_path / "first.flags", tmp_path / "second.flags"
+    first.write_text(f"--flagfile={second}\n")
+    second.write_text(f"--flagfile={first}\n")
+    assert f"{first} names itself" in refusal(f"--flagfile={first}")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder into which pip installed the package alone."""
+    folder = tmp_path_factory.mktemp("installed")
+    source = folder / "source"  # a copy, because building leaves files behind
+    for name in ("ad_keras", "flags"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in filter(Path.is_file, ROOT.iterdir()):
+        shutil.copy(file, source)
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--no-compile"]
+    target = folder / "target"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, f"--target={target}", str(source)],
+        check=True,
+        timeout=120,
+    )
+    return target
+
+
+@pytest.mark.parametrize(
+    "program", ["bin/ad-keras train", "-m ad_keras train", "-m ad_keras.train"]
+)
+def test_installed_commands_find_the_installed_flagfiles(program, installed, tmp_path):
+    words = program.replace("bin", f"{installed}/bin").split()
+    flagfiles = ["--flagfile=no_rem", "--flagfile=flags/wake_only.flags"]
+    done = subprocess.run(
+        [sys.executable, *words, *flagfiles, "--dataset=none"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: --dataset=none .*\n", done.stderr)
+
+
+def test_the_installed_package_is_whole(installed):
+    package = {str(path.relative_to(ROOT)) for path in (ROOT / "ad_keras").rglob("*.*")}
+    package = {name for name in package if "__pycache__" not in name}
+    package |= {f"ad_keras/flags/{path.name}" for path in (ROOT / "flags").iterdir()}
+    shipped = (installed / "ad_keras").rglob("*.*")
+    assert {str(path.relative_to(installed)) for path in shipped} == package
+    assert "ad_keras/py.typed" in package
+
+
+def test_commands_are_listed(outcome):
+    status, out, _ = outcome(commands.run_command)
+    modules = {
+        path.stem for path in (ROOT / "ad_keras").glob("*.py") if "run(main)" in path.read_text()
+    }
+    assert status == 0
+    assert set(re.findall(r"^  (\w+)  +\w+", out, re.MULTILINE)) == modules
+    assert outcome(commands.run_command, "--help") == (0, out, "")
+
+
+def test_a_command_is_given_its_flags(outcome):
+    assert outcome(commands.run_command, "train", "--epochs=0") == outcome(train.main, "--epochs=0")
+
+
+@pytest.mark.parametrize(("name", "advice"), [("trian", "mean train?"), ("zzz", "are train, eval")])
+def test_an_unknown_command_is_refused_with_the_nearest(name, advice, outcome):
+    status, _, error = outcome(commands.run_command, name, "--epochs=0")
+    assert status == 2
+    assert re.fullmatch(rf"error: '{name}' is not a command. .*{re.escape(advice)}.*\n", error)
+
+
+@pytest.mark.parametrize("words", ["-m ad_keras.train", "-m ad_keras evaluate"])
+def test_commands_refuse_another_backend(words):
+    done = with_backend("torch", *words.split(), "--help")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch("error: KERAS_BACKEND=torch is not .*TensorFlow.*\n", done.stderr)
+
+
+def test_import_refuses_another_backend():
+    done = with_backend("jax", "-c", "import ad_keras")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ImportError: KERAS_BACKEND=jax is not possible")
+    assert with_backend("", "-c", "import ad_keras").returncode == 0
+    assert with_backend("tensorflow", "-c", "import ad_keras").returncode == 0
+
+
+def with_backend(name: str, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *words],
+        env={**os.environ, "KERAS_BACKEND": name},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +223,6 @@ def test_missing_flagfile_is_named(tmp_path):
         ("--loud=perhaps", "--loud=perhaps"),
         ("--count", "--count"),
         ("stray", "'stray' is not a flag"),
-        ("--flagfile", "flagfile"),
     ],
 )
 def test_bad_value_is_named(argument, expected):

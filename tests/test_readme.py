@@ -113,7 +113,7 @@ def test_example_prints_both_accuracies(workplace, image_folder):
         [
             sys.executable,
             str(ROOT / "examples" / "classify.py"),
-            f"--encoder={workplace / 'saved_models' / 'synth_digits'}",
+            f"--export={workplace / 'saved_models' / 'synth_digits'}",
             f"--dataset={image_folder}",
             "--epochs=1",
         ],
@@ -130,7 +130,7 @@ def test_example_prints_both_accuracies(workplace, image_folder):
 
 def test_example_without_an_export_says_so(tmp_path):
     example = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "classify.py"), "--encoder=nowhere"],
+        [sys.executable, str(ROOT / "examples" / "classify.py"), "--export=nowhere"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

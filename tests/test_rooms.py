@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ad_keras"
 COMMANDS = ("train", "export", "dream", "evaluate", "reproduce", "tune")
 FLOORS = [
+    ("__main__",),
     COMMANDS,
     ("reproduction",),
     ("evaluation", "tuning"),

@@ -13,7 +13,6 @@ import logging
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,7 +175,7 @@ def batches(
     pool = tf.convert_to_tensor(images)
 
     def order(epoch: np.int64) -> np.ndarray:
-        return np.random.default_rng([seed, epoch]).permutation(count)
+        return np.random.default_rng([seed, int(epoch)]).permutation(count)
 
     def mini_batches(epoch: tf.Tensor) -> tf.data.Dataset:
         indices = tf.ensure_shape(tf.numpy_function(order, [epoch], tf.int64), [count])
@@ -393,7 +392,5 @@ def _fit(images: np.ndarray, image_size: int) -> np.ndarray:
     images = np.broadcast_to(images, (*images.shape[:-1], 3))
     if images.shape[1:3] == (image_size, image_size):
         return images
-    size: Sequence[int] = (image_size, image_size)
-    return np.stack(
-        [np.asarray(Image.fromarray(image).resize(size, Image.BILINEAR)) for image in images]
-    )
+    size, bilinear = (image_size, image_size), Image.Resampling.BILINEAR
+    return np.stack([np.asarray(Image.fromarray(image).resize(size, bilinear)) for image in images])

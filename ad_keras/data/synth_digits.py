@@ -160,7 +160,7 @@ class Glyph(NamedTuple):
     fill: Image.Image
     outline: Image.Image
     advance: float
-    box: tuple[int, int, int, int]
+    box: tuple[int, ...]
 
 
 def face_names() -> tuple[str, ...]:
@@ -383,7 +383,7 @@ def _draw_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, flo
         return luma + saturation * (tint - tint @ _LUMA)
 
     # Squared, because most walls and plates are nearly grey.
-    saturations = np.float32((0.35, 0.2, 0.35)) * rng.random(3, np.float32) ** 2
+    saturations = np.array((0.35, 0.2, 0.35), np.float32) * rng.random(3, np.float32) ** 2
     background = colour(lumas[0], saturations[0])
     pattern_colour = colour(rng.uniform(0, 0.35) * contrast, saturations[1])
     ink = colour(lumas[1], saturations[2])
@@ -403,7 +403,7 @@ def _pattern(rng: np.random.Generator) -> np.ndarray:
     """
     kind = rng.random()
     if kind < 0.4:
-        return _smooth_noise(rng, rng.integers(2, 12))
+        return _smooth_noise(rng, int(rng.integers(2, 12)))
     if kind < 0.6:
         blocks = rng.uniform(-1, 1, rng.integers(2, 8, size=2)).astype(np.float32)
         return _resize(blocks, Image.Resampling.NEAREST)
@@ -437,7 +437,7 @@ def _degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         uint8 of shape (32, 32, 3).
     """
     # Shade only darkens: brightening would push pale digits and walls into saturation alike.
-    shade = rng.uniform(0, 0.3) * (1 + _smooth_noise(rng, rng.integers(2, 4))[:, :, None])
+    shade = rng.uniform(0, 0.3) * (1 + _smooth_noise(rng, int(rng.integers(2, 4)))[:, :, None])
     gain, offset = rng.uniform(0.7, 1.1), rng.uniform(-0.1, 0.1)
     image = (image * (1 - shade) - 0.5) * gain + (0.5 + offset)
     sensor = Image.fromarray(_to_uint8(image))

@@ -25,8 +25,8 @@ from ad_keras.pad.model import PAD
 from ad_keras.runs.build import build_model
 from ad_keras.runs.checkpoints import Checkpoints
 from ad_keras.runs.config import RUN_ONLY, Config
-from ad_keras.runs.folder import load_config, read_record, write_atomically
-from ad_keras.runs.restore import restore_export, restore_run
+from ad_keras.runs.folder import load_config, write_atomically
+from ad_keras.runs.restore import epochs_behind, restore_export, restore_run
 
 _PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy")
 
@@ -228,9 +228,7 @@ def _check_epochs(subjects: Sequence[Subject]) -> None:
 
 def _restore(folder: Path, epoch: int) -> Subject:
     config, model = restore_run(folder, epoch or None)
-    # By the restored step, which a damaged checkpoint leaves behind the run's record.
-    steps_per_epoch = read_record(folder, "data.json")["images"] // config.batch_size
-    reached = int(model.step.numpy()) // steps_per_epoch
+    reached = epochs_behind(folder, config, model)
     early = None
     if reached > 1 and 1 in Checkpoints(model, folder).kept_epochs():
         _, early = restore_run(folder, epoch=1)
@@ -241,7 +239,9 @@ def _export(folder: Path) -> Subject:
     if not folder.is_dir():
         raise UsageError(f"--export={folder} is not an existing folder.")
     config, model = restore_export(folder)
-    return Subject(folder, config, model, config.epochs, early=None)
+    # Exports of earlier versions do not say how many epochs they have behind them.
+    epoch = json.loads((folder / "metadata.json").read_text()).get("epochs", config.epochs)
+    return Subject(folder, config, model, epoch, early=None)
 
 
 def _untrained(config: Config):

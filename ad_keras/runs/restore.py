@@ -82,6 +82,13 @@ def restore_export(
     return config, model
 
 
+def epochs_behind(folder: Path, config: Config, model: PAD) -> int:
+    """How many whole epochs the model of a run has behind it, by its step."""
+    # Not by the run's history, which a damaged checkpoint leaves behind.
+    steps_per_epoch = read_record(folder, "data.json")["images"] // config.batch_size
+    return int(model.step.numpy()) // steps_per_epoch
+
+
 def export_metadata(config: Config, model: PAD) -> dict:
     """What an export says of the run it comes from."""
     return {
@@ -89,6 +96,7 @@ def export_metadata(config: Config, model: PAD) -> dict:
         "condition": config.condition,
         "seed": config.seed,
         "run": config.run_path.name,
+        "epochs": epochs_behind(config.run_path, config, model),
         "flags": dataclasses.asdict(config),
         "model": describe_model(model),
     }

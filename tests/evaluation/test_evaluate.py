@@ -347,6 +347,17 @@ def test_results_of_an_export_lie_beside_it(evaluated, runs):
     assert (runs / "export0-evaluation" / "figures" / "pca.png").is_file()
 
 
+def test_an_export_of_an_unfinished_run_is_measured_as_such(evaluated, copied_run, tmp_path):
+    from ad_keras.export import main as export
+
+    folder, exported = copied_run(epochs=5), tmp_path / "export"
+    export(["export", f"--run_dir={folder}", f"--saved_model_dir={exported}"])
+    _, out, _ = evaluated(f"--export={exported}", "--metrics=pca", f"--output_dir={tmp_path}")
+    assert f"{exported}: step 12, epoch 2 of 5" in out
+    result = results_in(tmp_path)
+    assert (result["epochs"], result["planned_epochs"], result["step"]) == (2, 5, 12)
+
+
 def test_runs_of_other_conditions_are_refused(evaluated, copied_run, runs):
     folder = copied_run(kl_weight=0.5)
     result = evaluated(f"--run_dir={runs / 'seed1'}", f"--run_dir={folder}")

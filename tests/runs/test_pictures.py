@@ -94,7 +94,7 @@ def test_run_and_export_of_the_same_weights_give_the_same_pictures(finished, tmp
     _, result = finished
     for option, folder in (("run_dir", result.run_folder), ("export", result.export_folder)):
         output = f"--output_dir={tmp_path / option}"
-        assert outcome(main, f"--{option}={folder}", "--images=4", output)[0] == 0
+        assert outcome(main, f"--{option}={folder}", "--num_images=4", output)[0] == 0
     for name in ("sheet.png", "walk.gif"):
         assert (tmp_path / "run_dir" / name).read_bytes() == (
             tmp_path / "export" / name
@@ -103,7 +103,7 @@ def test_run_and_export_of_the_same_weights_give_the_same_pictures(finished, tmp
 
 def test_an_export_is_drawn_into_the_present_folder(finished, tmp_path, monkeypatch, outcome):
     monkeypatch.chdir(tmp_path)
-    assert outcome(main, f"--export={finished[1].export_folder}", "--images=4")[0] == 0
+    assert outcome(main, f"--export={finished[1].export_folder}", "--num_images=4")[0] == 0
     assert {path.name for path in (tmp_path / "dreams").iterdir()} == {"sheet.png", "walk.gif"}
 
 
@@ -122,7 +122,7 @@ def test_a_restored_export_is_the_model_of_the_run(finished):
 @pytest.mark.parametrize("place", ["", "train", "train/owl", "owl"])
 def test_folders_without_a_test_split_show_what_they_have(place, finished, tmp_path, outcome):
     save_pictures(tmp_path / "album" / place, 4, size=48)
-    arguments = ["--images=4", f"--dataset={tmp_path / 'album'}", f"--output_dir={tmp_path}"]
+    arguments = ["--num_images=4", f"--dataset={tmp_path / 'album'}", f"--output_dir={tmp_path}"]
     assert outcome(main, f"--run_dir={finished[1].run_folder}", *arguments)[0] == 0
     shown = rows_of(sheet_of(tmp_path))[0][::2, :, :]
     shown = [shown[:, start : start + PIXELS : 2] for start in range(0, 4 * 68, 68)]
@@ -136,13 +136,13 @@ def test_folders_without_a_test_split_show_what_they_have(place, finished, tmp_p
 def test_pictures_beside_folders_of_classes_are_shown(finished, image_folder, tmp_path, outcome):
     folder = shutil.copytree(image_folder, tmp_path / "images")
     save_pictures(folder / "samples", 4)
-    arguments = ["--images=4", f"--dataset={folder / 'samples'}", f"--output_dir={tmp_path}"]
+    arguments = ["--num_images=4", f"--dataset={folder / 'samples'}", f"--output_dir={tmp_path}"]
     status, _, error = outcome(main, f"--run_dir={finished[1].run_folder}", *arguments)
     assert (status, error) == (0, "")
 
 
 def test_test_images_are_preferred(finished, image_folder, tmp_path, outcome):
-    arguments = ["--images=12", f"--output_dir={tmp_path}"]
+    arguments = ["--num_images=12", f"--output_dir={tmp_path}"]
     assert outcome(main, f"--run_dir={finished[1].run_folder}", *arguments)[0] == 0
     first = rows_of(sheet_of(tmp_path))[0][::2, :PIXELS:2]
     files = (image_folder / "test").glob("*/*.png")
@@ -152,7 +152,7 @@ def test_test_images_are_preferred(finished, image_folder, tmp_path, outcome):
 def test_seeds_choose_other_memories_and_repeat_themselves(finished, tmp_path, outcome):
     sheets = []
     for number, seed in enumerate((0, 0, 1)):
-        arguments = [f"--seed={seed}", "--images=4", f"--output_dir={tmp_path / str(number)}"]
+        arguments = [f"--seed={seed}", "--num_images=4", f"--output_dir={tmp_path / str(number)}"]
         assert outcome(main, f"--run_dir={finished[1].run_folder}", *arguments)[0] == 0
         sheets.append(sheet_of(tmp_path / str(number)))
     np.testing.assert_array_equal(sheets[0], sheets[1])
@@ -280,14 +280,14 @@ def test_wrong_pictures_are_refused(finished, tmp_path, refusal):
     (tmp_path / "empty").mkdir()
     assert "no images" in refusal(run, f"--dataset={tmp_path / 'empty'}")
     save_pictures(tmp_path / "few", 5)
-    error = refusal(run, f"--dataset={tmp_path / 'few'}", "--images=6")
-    assert "--images=6" in error
+    error = refusal(run, f"--dataset={tmp_path / 'few'}", "--num_images=6")
+    assert "--num_images=6" in error
     assert "5 images" in error
     (tmp_path / "few" / "broken.png").write_bytes(b"not a picture")
-    error = refusal(run, f"--dataset={tmp_path / 'few'}", "--images=4", status=1)
+    error = refusal(run, f"--dataset={tmp_path / 'few'}", "--num_images=4", status=1)
     assert "broken.png" in error
 
 
-@pytest.mark.parametrize("argument", ["--images=3", "--seed=-1"])
+@pytest.mark.parametrize("argument", ["--num_images=3", "--seed=-1"])
 def test_wrong_numbers_are_refused(argument, finished, refusal):
     assert argument in refusal(f"--run_dir={finished[1].run_folder}", argument)
