@@ -264,9 +264,8 @@ class _Training:
         from ad_keras.runs.restore import export_metadata
 
         training = self._config.training
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-            if json.loads((self._folder / "results.json").read_text())["step"] == self._step:
-                return
+        if _results(self._folder).get("step") == self._step:
+            return
         set_weights(self._measured, self._peer.weights())
         self._measured.step.assign(self._step)
         export_networks(
@@ -316,7 +315,7 @@ def side_by_side(ours: Path, control: Path) -> str:
 
     Returns:
         Accuracies in percent by epoch, on held-out training images, then those on the test images
-        where both were evaluated. What differs between the trainings stands above it.
+        of what was evaluated. What differs between the trainings stands above it.
     """
     from ad_keras.runs.folder import load_config, read_history
 
@@ -344,11 +343,9 @@ def side_by_side(ours: Path, control: Path) -> str:
         if any(value is not None for value in values):
             lines.append(_line(f"epoch {epoch}, held-out images", values))
     results = [_results(folder) for folder in (ours, control)]
-    if all(results):
-        values = [
-            _test_accuracy(result["metrics"].get(name)) for name in _PROBES for result in results
-        ]
-        reached = " and ".join(dict.fromkeys(str(result["epochs"]) for result in results))
+    if any(results):
+        values = [_test_accuracy(result, name) for name in _PROBES for result in results]
+        reached = " and ".join(dict.fromkeys(str(each["epochs"]) for each in results if each))
         lines.append(_line(f"epoch {reached}, test images", values))
     return "\n".join(lines) + "\n"
 
@@ -358,16 +355,17 @@ def _line(title: str, values: Sequence[float | None]) -> str:
     return f"| {title} | {' | '.join(cells)} |"
 
 
-def _results(folder: Path) -> dict | None:
+def _results(folder: Path) -> dict:
     try:
         return json.loads((folder / "results.json").read_text())
     except (FileNotFoundError, ValueError):
-        return None
+        return {}
 
 
-def _test_accuracy(metric: dict | None) -> float | None:
-    """Of the paper's probe, the mean over its seeds."""
-    trained = (metric or {}).get("values", {}).get("trained", {})
+def _test_accuracy(results: dict, probe: str) -> float | None:
+    """Of the paper's probe, the mean over its seeds; None if it was not measured."""
+    metric = results.get("metrics", {}).get(probe, {})
+    trained = metric.get("values", {}).get("trained", {})
     return trained.get("mean_of_seeds", trained.get("accuracy"))
 
 
