@@ -28,6 +28,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pickle
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ from tqdm import tqdm
 
 from ad_keras import data
 from ad_keras.cli import flag, on_signals, parse, quiet_start, run
-from ad_keras.errors import Interrupted, RunError, UsageError
+from ad_keras.errors import Interrupted, RunError, UsageError, first_line
 from ad_keras.evaluation.config import EvaluateConfig
 from ad_keras.runs.config import CONDITIONS, RUN_ONLY, Config
 
@@ -183,9 +184,15 @@ class _Training:
         self._peer = Peer(CONTROL_FORM, config.latent_dim, config.base_filters, config.condition)
         self._step, self._totals = 0, {}  # losses of the epoch so far
         if (self._folder / STATE).exists():
-            saved = torch.load(self._folder / STATE)
-            self._step, self._totals = saved["step"], saved["totals"]
-            self._peer.restore(saved["peer"])
+            try:
+                saved = torch.load(self._folder / STATE)
+                self._step, self._totals = saved["step"], saved["totals"]
+                self._peer.restore(saved["peer"])
+            except (RuntimeError, ValueError, LookupError, EOFError, pickle.PickleError) as error:
+                raise RunError(
+                    f"{self._folder / STATE} is damaged ({first_line(error)}): start again with "
+                    "--overwrite."
+                ) from error
         if self._step > config.epochs * self._per_epoch:
             raise UsageError(
                 f"the control in {self._folder} is at step {self._step}, beyond "

@@ -234,8 +234,11 @@ def test_all_forms_compute_the_same_to_their_precision(benchmarks, form, near):
 @pytest.fixture
 def control_config(benchmarks, image_folder, tmp_path):
     """Makes the configuration of a control of six steps an epoch."""
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     from control import ControlConfig
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # there is nothing to share in a step this small
 
     def config(name: str, **changes) -> ControlConfig:
         return ControlConfig(
@@ -250,7 +253,8 @@ def control_config(benchmarks, image_folder, tmp_path):
             **changes,
         )
 
-    return config
+    yield config
+    torch.set_num_threads(threads)
 
 
 def assert_same(first, second) -> None:
@@ -280,7 +284,9 @@ def test_a_stopped_control_continues_exactly_and_is_measured_as_it_is(
     from ad_keras.measures.probe import linear_probe, ridge_probe
 
     whole, stopped = control_config("whole"), control_config("stopped")
-    control.train(whole)
+    with monkeypatch.context() as patch:  # to measure once is enough
+        patch.setattr("ad_keras.evaluation.runs.evaluate", lambda flags: None)
+        control.train(whole)
     draw, steps = peer.draw, []
 
     def interrupt(*sizes):
@@ -334,7 +340,7 @@ def test_a_stopped_control_continues_exactly_and_is_measured_as_it_is(
         assert history["2"][f"{name}/validation_accuracy"] == probe(*parts).accuracy
 
     # Beside itself as a run of ours, the table has every accuracy twice.
-    table = control.side_by_side(tmp_path / "whole", tmp_path / "stopped")
+    table = control.side_by_side(tmp_path / "stopped", tmp_path / "stopped")
     assert "Other settings than the control's: none." in table
     lines = [line.split("|")[1:-1] for line in table.splitlines()[5:]]
     assert [line[0].strip()[:7] for line in lines] == ["epoch 0", "epoch 1", "epoch 2", "epoch 2"]
@@ -343,14 +349,18 @@ def test_a_stopped_control_continues_exactly_and_is_measured_as_it_is(
     assert float(lines[2][3]) == round(100 * history["2"]["ridge_probe/validation_accuracy"], 1)
     assert float(lines[3][1]) == round(100 * expected["probe"], 1)
 
-    # Nothing is trained or measured again, and neither data nor settings may change.
-    before = (tmp_path / "whole" / "results.json").stat().st_mtime_ns
-    control.train(whole)
-    assert (tmp_path / "whole" / "results.json").stat().st_mtime_ns == before
+    # Nothing is trained or measured again, and settings may not change.
+    before = (tmp_path / "stopped" / "results.json").stat().st_mtime_ns
+    control.train(stopped)
+    assert (tmp_path / "stopped" / "results.json").stat().st_mtime_ns == before
+    assert len(steps) == 12
     with pytest.raises(ValueError, match="holds a control with other flags: --seed was 0 and is 1"):
-        control.train(dataclasses.replace(whole, seed=1))
+        control.train(dataclasses.replace(stopped, seed=1))
     with pytest.raises(ValueError, match="is at step 12, beyond --epochs=1"):
-        control.train(dataclasses.replace(whole, epochs=1))
+        control.train(dataclasses.replace(stopped, epochs=1))
+    (tmp_path / "stopped" / "state.pt").write_bytes(b"half")
+    with pytest.raises(RuntimeError, match=r"state.pt is damaged .*start again with --overwrite"):
+        control.train(stopped)
 
 
 def test_a_control_leaves_a_run_of_ours_alone(benchmarks, control_config, finished):
