@@ -1,11 +1,14 @@
 """Whether `ad_keras` computes what the published algorithm computes.
 
     python benchmarks/agreement.py --reference=FILE.npz   # recorded steps of the authors' code
-    python benchmarks/agreement.py                        # needs pip install -e ".[benchmark]"
+    python benchmarks/agreement.py --reference=FILE.npz --peer
+    python benchmarks/agreement.py
 
-The first trains from the recorded weights on the recorded images, with the recorded noise and
-masks, and says how far losses and weights are from the recorded ones. It ends with status 1 where
-they are farther than rounding explains. A recording's arrays:
+The last two need PyTorch: `pip install -e ".[benchmark]"`. The first trains from the recorded
+weights on the recorded images, with the recorded noise and masks, and says how far losses and
+weights are from the recorded ones. It ends with status 1 where they are farther than rounding
+explains. The second does the same with PyTorch's form that `control.py` trains, in float64, where
+only the storage of the recorded weights (float32) is left to differ. A recording's arrays:
 
 - `settings`: JSON text with `condition`, `base_filters`, `latent_dim` and `batch_size`;
 - `images` uint8 [S, B, H, W, 3]; `wake_noise` and `rem_noise` [S, B, latent_dim], standard normal;
@@ -15,19 +18,19 @@ they are farther than rounding explains. A recording's arrays:
   encoder's layers are `conv1.0`, `conv2.0`, ..., the last of which is the latent head, and `dis.0`;
   the generator's are `tconv1.0`, ...
 
-The second compares with the same algorithm written plainly in PyTorch, both in float32. Training
-amplifies what float32 rounds differently in every order of summation: "nudged" is PyTorch beside
-PyTorch whose first weights differ in their last binary digit.
+The third compares with the same algorithm written plainly in PyTorch, both in float32 and on the
+processor. Training amplifies what float32 rounds differently in every order of summation: "nudged"
+is PyTorch beside PyTorch whose first weights differ in their last binary digit.
 """
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from processes import pin_to_processor, require_torch
 
 from ad_keras.cli import flag, parse, quiet_start, run
 from ad_keras.errors import RunError, UsageError
@@ -39,9 +42,15 @@ LOSSES = (
     "nrem/recovery_loss",
     "rem/internal_loss",
 )
+CONTROL_FORM = "rewritten_float32"
+"""The form of `peer.py` that `control.py` trains."""
+
 SPANS = (1, 3, 10, 30)
 BOUNDS = {3: 5e-4, 30: 5e-3}
 """Steps, and the relative difference that float32 explains after so many."""
+
+PEER_BOUNDS = {3: 1e-6, 30: 1e-6}
+"""The same of PyTorch in float64."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +58,7 @@ class AgreementConfig:
     """Trains PAD as a recording, or as PyTorch, and compares losses and weights."""
 
     reference: str | None = flag(None, "Recording", "file of recorded steps (.npz)")
+    peer: bool = flag(False, "Recording", "follow it with the control in PyTorch, in float64")
 
     steps: int = flag(200, "PyTorch", "of training")
     batch_size: int = flag(64, "PyTorch", "images of a mini-batch")
@@ -67,11 +77,12 @@ class AgreementConfig:
         ):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name}={getattr(self, name)} must be at least {least}.")
-        if self.reference is None and importlib.util.find_spec("torch") is None:
-            raise UsageError(
-                'PyTorch is not installed: pip install -e ".[benchmark]", or name a recording with '
-                "--reference."
-            )
+        if self.peer and self.reference is None:
+            raise UsageError("--peer follows a recording: name it with --reference.")
+        if self.reference is None:
+            require_torch("or name a recording with --reference")
+        elif self.peer:
+            require_torch("or leave out --peer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,33 +148,10 @@ class Replay:
         result = self.model.train_step(inputs.images)
         return {name: float(result[name]) for name in LOSSES if name in result}
 
-    def variables(self) -> dict[str, tuple]:
-        """The weights by the names of the recordings: each with its axes in PyTorch's layout."""
-        encoder, generator = self.model.encoder, self.model.generator
-        blocks = sum(layer.name.startswith("trunk_") for layer in encoder.layers) // 2
-        layers = [
-            (f"encoder/conv{block + 1}.0", encoder.get_layer(f"trunk_{block}"), (3, 2, 0, 1))
-            for block in range(blocks)
-        ]
-        layers += [
-            (f"encoder/conv{blocks + 1}.0", encoder.get_layer("latent_head"), (3, 2, 0, 1)),
-            ("encoder/dis.0", encoder.get_layer("external_head"), (3, 2, 0, 1)),
-            ("generator/tconv1.0", generator.get_layer("project"), (0, 3, 1, 2)),
-        ]
-        layers += [
-            (f"generator/tconv{block + 2}.0", generator.get_layer(f"unfold_{block}"), (3, 2, 0, 1))
-            for block in range(blocks)
-        ]
-        found = {}
-        for name, layer, axes in layers:
-            found[f"{name}.weight"] = (layer.kernel, axes)
-            found[f"{name}.bias"] = (layer.bias, (0,))
-        return found
-
     def weights(self) -> dict[str, np.ndarray]:
         """The weights by the names of the recordings, in PyTorch's layouts."""
         found = {}
-        for name, (variable, axes) in self.variables().items():
+        for name, (variable, axes) in _variables(self.model).items():
             value = variable.numpy()
             if len(axes) > value.ndim:  # a dense layer on flattened maps of 4x4
                 value = value.reshape(4, 4, -1, value.shape[-1])
@@ -176,16 +164,82 @@ class Replay:
         Args:
             weights: by the names of the recordings, in PyTorch's layouts.
         """
-        for name, (variable, axes) in self.variables().items():
-            value = weights[name].transpose(np.argsort(axes))
-            variable.assign(value.reshape(variable.shape))
+        set_weights(self.model, weights)
 
 
-def follow(file: str) -> dict[int, dict[str, tuple[float, str]]]:
+class PeerReplay:
+    """The same in PyTorch.
+
+    Args:
+        dtype: of weights and computation.
+        settings: of the `Peer`.
+    """
+
+    def __init__(self, dtype: str = "float32", **settings) -> None:
+        import torch
+        from peer import Peer
+
+        self.model, self._dtype = Peer(**settings), getattr(torch, dtype)
+        for network in (self.model.encoder, self.model.generator):
+            network.to(self._dtype)
+        self.weights, self.set_weights = self.model.weights, self.model.set_weights
+
+    def step(self, inputs: Inputs) -> dict[str, float]:
+        """Trains one step, as `Replay` does."""
+        import torch
+
+        def tensor(values: np.ndarray) -> torch.Tensor:
+            return torch.tensor(values).to(self._dtype)
+
+        return self.model.step(
+            tensor(inputs.images.transpose(0, 3, 1, 2) / 127.5 - 1.0),
+            tensor(inputs.mask),
+            *(tensor(noise)[:, :, None, None] for noise in (inputs.rem_noise, inputs.wake_noise)),
+        )
+
+
+def set_weights(model, weights: dict[str, np.ndarray]) -> None:
+    """Gives a model of `ad_keras` other weights.
+
+    Args:
+        model: a PAD model.
+        weights: by the names of the recordings, in PyTorch's layouts.
+    """
+    for name, (variable, axes) in _variables(model).items():
+        value = weights[name].transpose(np.argsort(axes))
+        variable.assign(value.reshape(variable.shape))
+
+
+def _variables(model) -> dict[str, tuple]:
+    """The weights by the names of the recordings: each with its axes in PyTorch's layout."""
+    encoder, generator = model.encoder, model.generator
+    blocks = sum(layer.name.startswith("trunk_") for layer in encoder.layers) // 2
+    layers = [
+        (f"encoder/conv{block + 1}.0", encoder.get_layer(f"trunk_{block}"), (3, 2, 0, 1))
+        for block in range(blocks)
+    ]
+    layers += [
+        (f"encoder/conv{blocks + 1}.0", encoder.get_layer("latent_head"), (3, 2, 0, 1)),
+        ("encoder/dis.0", encoder.get_layer("external_head"), (3, 2, 0, 1)),
+        ("generator/tconv1.0", generator.get_layer("project"), (0, 3, 1, 2)),
+    ]
+    layers += [
+        (f"generator/tconv{block + 2}.0", generator.get_layer(f"unfold_{block}"), (3, 2, 0, 1))
+        for block in range(blocks)
+    ]
+    found = {}
+    for name, layer, axes in layers:
+        found[f"{name}.weight"] = (layer.kernel, axes)
+        found[f"{name}.bias"] = (layer.bias, (0,))
+    return found
+
+
+def follow(file: str, peer: bool = False) -> dict[int, dict[str, tuple[float, str]]]:
     """Trains as a recording and compares.
 
     Args:
         file: of the recording.
+        peer: whether it is the control in PyTorch that trains, in float64, and not `ad_keras`.
 
     Returns:
         By number of steps, for `losses` (of all steps so far) and `weights` (after the last of
@@ -214,7 +268,11 @@ def follow(file: str) -> dict[int, dict[str, tuple[float, str]]]:
             f"{', '.join(CONDITIONS)}."
         )
     image_size = recorded["images"].shape[2]
-    replay = Replay(Config(image_size=image_size, **sizes, **CONDITIONS[condition]))
+    if peer:
+        del sizes["batch_size"]
+        replay = PeerReplay("float64", form=CONTROL_FORM, condition=condition, **sizes)
+    else:
+        replay = Replay(Config(image_size=image_size, **sizes, **CONDITIONS[condition]))
     replay.set_weights(first)
     worst_loss, found = (0.0, "none"), {}
     for number, (inputs, expected) in enumerate(
@@ -246,24 +304,18 @@ def compare(config: AgreementConfig) -> dict[str, dict[str, np.ndarray]]:
     Returns:
         For `ad_keras` and `nudged`, by loss: the difference of every step, relative to PyTorch.
     """
-    import torch
-    from peer import Peer
-
     from ad_keras.runs.config import Config
 
     settings = {"latent_dim": config.latent_dim, "base_filters": config.base_filters}
     replay = Replay(Config(batch_size=config.batch_size, seed=config.seed, **settings))
-    plain, nudged = Peer(**settings), Peer(**settings)
+    plain, nudged = PeerReplay(**settings), PeerReplay(**settings)
     for peer in (plain, nudged):
-        _set_peer_weights(peer, replay.weights())
-    _nudge(nudged)
+        peer.set_weights(replay.weights())
+    _nudge(nudged.model)
     losses = {"plain": [], "ad_keras": [], "nudged": []}
     for inputs in _draws(config):
-        losses["ad_keras"].append(replay.step(inputs))
-        images = torch.tensor(inputs.images.transpose(0, 3, 1, 2) / 127.5 - 1.0).float()
-        noise = torch.tensor(inputs.rem_noise)[:, :, None, None]
-        for name, peer in (("plain", plain), ("nudged", nudged)):
-            losses[name].append(peer.step(images, torch.tensor(inputs.mask), noise))
+        for name, each in (("plain", plain), ("ad_keras", replay), ("nudged", nudged)):
+            losses[name].append(each.step(inputs))
 
     def values(column: str, name: str) -> np.ndarray:
         return np.array([entry[name] for entry in losses[column]])
@@ -283,6 +335,8 @@ def main(argv: Sequence[str]) -> None:
         argv: the program's name and its flags.
     """
     config = parse(AgreementConfig, argv, "python benchmarks/agreement.py")
+    if config.peer or config.reference is None:
+        pin_to_processor()
     with quiet_start():
         # PyTorch's builds for GPUs load it later, when it crashes because TensorFlow is there.
         with contextlib.suppress(ImportError):
@@ -291,13 +345,14 @@ def main(argv: Sequence[str]) -> None:
     if config.reference is None:
         _print_comparison(compare(config), config.steps)
         return
-    found = follow(config.reference)
-    print(f"Largest relative difference from {Path(config.reference).name}")
+    found = follow(config.reference, config.peer)
+    who = "PyTorch in float64" if config.peer else "ad_keras"
+    print(f"Largest relative difference of {who} from {Path(config.reference).name}")
     print(f"{'steps':<8}{'losses':<38}weights")
     for steps in [steps for steps in SPANS if steps in found]:
         losses, weights = (f"{value:.1e}  {name}" for value, name in found[steps].values())
         print(f"{steps:<8}{losses:<38}{weights}")
-    for steps, bound in BOUNDS.items():
+    for steps, bound in (PEER_BOUNDS if config.peer else BOUNDS).items():
         for what, (value, name) in found.get(steps, {}).items():
             if value > bound:
                 raise RunError(
@@ -308,7 +363,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _print_comparison(differences: dict[str, dict[str, np.ndarray]], steps: int) -> None:
     spans = sorted({min(span, steps) for span in (1, 20, 200, steps)})
-    print("Largest relative difference of the losses from PyTorch in float32")
+    print("Largest relative difference of the losses from PyTorch in float32, on the processor")
     print(f"{'over the first steps':<26}" + "".join(f"{span:>10}" for span in spans))
     for column, by_loss in differences.items():
         print(column)
@@ -345,34 +400,16 @@ def _draws(config: AgreementConfig) -> Iterator[Inputs]:
         yield Inputs(batch, noise, noise, mask)
 
 
-def _set_peer_weights(peer, weights: dict[str, np.ndarray]) -> None:
-    import torch
-
-    convolutions = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
-    for network in ("encoder", "generator"):
-        modules = [
-            module
-            for module in getattr(peer, network).modules()
-            if isinstance(module, convolutions)
-        ]
-        names = [name for name in weights if name.startswith(f"{network}/")]
-        with torch.no_grad():
-            for module, kernel, bias in zip(modules, names[::2], names[1::2], strict=True):
-                module.weight.copy_(torch.tensor(weights[kernel]))
-                module.bias.copy_(torch.tensor(weights[bias]))
-
-
 def _nudge(peer) -> None:
     """Moves a third of a `Peer`'s weights up and a third down, to the next number of float32."""
     import torch
 
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for network in (peer.encoder, peer.generator):
-            for weights in network.parameters():
-                direction = torch.randint(-1, 2, weights.shape, generator=random)
-                moved = torch.nextafter(weights, direction * torch.inf)
-                weights.copy_(torch.where(direction == 0, weights, moved))
+        for weights in peer.parameters().values():
+            direction = torch.randint(-1, 2, weights.shape, generator=random)
+            moved = torch.nextafter(weights, direction * torch.inf)
+            weights.copy_(torch.where(direction == 0, weights, moved))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.util
 import multiprocessing
 import os
 import resource
@@ -70,6 +71,27 @@ def _work(module: str, function: str, connection, settings: dict) -> None:
         measure(connection, **settings)
     except (UsageError, RunError) as error:
         connection.send(error)
+
+
+def require_torch(otherwise: str) -> None:
+    """Refuses what needs PyTorch where it is not installed.
+
+    Args:
+        otherwise: what else a person can do, such as "or leave out --peer".
+
+    Raises:
+        UsageError: if it is not.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError(f'PyTorch is not installed: pip install -e ".[benchmark]", {otherwise}.')
+
+
+def pin_to_processor() -> None:
+    """Hides GPUs from TensorFlow, which then computes where PyTorch's implementation does.
+
+    It takes effect in this process before TensorFlow starts, and in those that it starts.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 
 def peak_bytes() -> int:

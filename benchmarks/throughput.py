@@ -15,7 +15,6 @@ time of a step.
 import contextlib
 import dataclasses
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -25,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from processes import Worker
+from processes import Worker, pin_to_processor, require_torch
 
 from ad_keras.cli import flag, parse, run
 from ad_keras.errors import UsageError
@@ -80,11 +79,8 @@ class BenchmarkConfig:
                     f"--{name}={count} must be a number of at least --batch_size "
                     f"({self.batch_size})."
                 )
-        if self.peer and importlib.util.find_spec("torch") is None:
-            raise UsageError(
-                "--peer compares with PyTorch, which is not installed: "
-                'pip install -e ".[benchmark]".'
-            )
+        if self.peer:
+            require_torch("or leave out --peer")
 
     @property
     def networks(self) -> dict:
@@ -100,6 +96,8 @@ def main(argv: Sequence[str]) -> None:
         argv: the program's name and its flags.
     """
     config = parse(BenchmarkConfig, argv, "python benchmarks/throughput.py")
+    if config.peer:
+        pin_to_processor()
     operations = _measure("work", **config.networks)
     results = {
         "machine": _machine(config),
@@ -328,6 +326,7 @@ def _machine(config: BenchmarkConfig) -> dict[str, str]:
     versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
     return {
         "processor": f"{_processor()}, {os.cpu_count()} cores",
+        **({"devices": "the processor for all, GPUs are left out"} if config.peer else {}),
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
     }
 

@@ -193,6 +193,18 @@ def test_thirty_steps_are_those_of_the_plain_algorithm(agreement, tmp_path, cond
     assert found[30]["weights"][0] < 1e-3
 
 
+@pytest.mark.parametrize("condition", ["full", "no_memory_mix", "no_rem", "no_nrem", "wake_only"])
+def test_the_control_in_pytorch_is_the_plain_algorithm(agreement, tmp_path, condition, full):
+    pytest.importorskip("torch")
+    np.savez(tmp_path / "steps.npz", **(full if condition == "full" else recording(condition)))
+
+    found = agreement.follow(str(tmp_path / "steps.npz"), peer=True)
+
+    for differences in found.values():
+        assert differences["losses"][0] < 1e-9
+        assert differences["weights"][0] < 1e-7
+
+
 def test_it_prints_the_differences_and_names_the_variable(agreement, tmp_path, outcome, full):
     np.savez(tmp_path / "steps.npz", **full)
 

@@ -1,12 +1,15 @@
 """The benchmarks run, count what they say they count, and compare like with like."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ad_keras.runs.config import Config
@@ -170,7 +173,7 @@ def test_wrong_flags(benchmarks, outcome, flag, message):
     assert stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["throughput", "agreement"])
+@pytest.mark.parametrize("name", ["throughput", "agreement", "control"])
 def test_says_that_pytorch_is_missing(benchmarks, outcome, monkeypatch, name):
     import importlib
 
@@ -205,8 +208,10 @@ def test_agrees_with_the_plain_form(benchmarks, image_folder):
             assert difference.max() < 1e-3, name
 
 
-@pytest.mark.parametrize("form", ["tuned", "rewritten"])
-def test_tuned_forms_compute_the_same_to_bfloat16(benchmarks, form):
+@pytest.mark.parametrize(
+    ("form", "near"), [("tuned", 0.1), ("rewritten", 0.1), ("rewritten_float32", 1e-3)]
+)
+def test_all_forms_compute_the_same_to_their_precision(benchmarks, form, near):
     torch = pytest.importorskip("torch")
     from peer import Peer, draw
 
@@ -223,4 +228,162 @@ def test_tuned_forms_compute_the_same_to_bfloat16(benchmarks, form):
         expected, losses = plain.step(images, *inputs), tuned.step(images, *inputs)
 
     for name, loss in losses.items():
-        assert loss == pytest.approx(expected[name], rel=0.1), name
+        assert loss == pytest.approx(expected[name], rel=near), name
+
+
+@pytest.fixture
+def control_config(benchmarks, image_folder, tmp_path):
+    """Makes the configuration of a control of six steps an epoch."""
+    torch = pytest.importorskip("torch")
+    from control import ControlConfig
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # there is nothing to share in a step this small
+
+    def config(name: str, **changes) -> ControlConfig:
+        return ControlConfig(
+            dataset=str(image_folder),
+            epochs=2,
+            batch_size=8,
+            base_filters=2,
+            latent_dim=4,
+            run_dir=str(tmp_path / name),
+            saved_model_dir=str(tmp_path / f"{name}-export"),
+            cache_dir=str(tmp_path / "cache"),
+            **changes,
+        )
+
+    yield config
+    torch.set_num_threads(threads)
+
+
+def assert_same(first, second) -> None:
+    """Compares nested states of PyTorch bit by bit."""
+    if isinstance(first, dict):
+        first, second = [sorted(each.items(), key=str) for each in (first, second)]
+    if isinstance(first, list | tuple):
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    elif hasattr(first, "numpy"):
+        assert first.numpy().tobytes() == second.numpy().tobytes()
+    else:
+        assert first == second
+
+
+def test_a_stopped_control_continues_exactly_and_is_measured_as_it_is(
+    benchmarks, control_config, outcome, monkeypatch, tmp_path
+):
+    torch = pytest.importorskip("torch")
+    import control
+    import peer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    from ad_keras import data
+    from ad_keras.errors import Interrupted
+    from ad_keras.measures.probe import linear_probe, ridge_probe
+
+    whole, stopped = control_config("whole"), control_config("stopped")
+    with monkeypatch.context() as patch:  # to measure once is enough
+        patch.setattr("ad_keras.evaluation.runs.evaluate", lambda flags: None)
+        control.train(whole)
+    draw, steps = peer.draw, []
+
+    def interrupt(*sizes):
+        steps.append(len(steps))
+        if len(steps) == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        return draw(*sizes)
+
+    monkeypatch.setattr(peer, "draw", interrupt)
+    with pytest.raises(Interrupted, match="SIGINT at step 9: the state is saved"):
+        control.train(stopped)
+    control.train(stopped)
+    assert len(steps) == 12
+
+    states = [torch.load(tmp_path / name / "state.pt") for name in ("whole", "stopped")]
+    assert_same(*states)
+    histories = [(tmp_path / name / "history.json").read_text() for name in ("whole", "stopped")]
+    assert histories[0] == histories[1]
+
+    # The same accuracies from the saved weights, through PyTorch.
+    trained = peer.Peer(control.CONTROL_FORM, 4, 2)
+    trained.restore(states[1]["peer"])
+    sets = [data.load(whole.dataset, split) for split in data.SPLITS]
+    latents, labels = [], []
+    for part in sets:
+        images = torch.tensor(part.images).permute(0, 3, 1, 2) / 127.5 - 1
+        with torch.no_grad():
+            encoded = trained.encoder.latent(trained.encoder.trunk(images))
+        latents.append(encoded[:, :, 0, 0].numpy())
+        labels.append(part.labels)
+    scaler = StandardScaler().fit(latents[0])
+    logistic = LogisticRegression(tol=1e-6, max_iter=10_000)
+    logistic.fit(scaler.transform(latents[0]), labels[0])
+    parts = (latents[0], labels[0], latents[1], labels[1])
+    expected = {
+        "probe": np.mean([linear_probe(*parts, seed=seed).accuracy for seed in range(5)]),
+        "ridge_probe": ridge_probe(*parts).accuracy,
+        "logistic_probe": logistic.score(scaler.transform(latents[1]), labels[1]),
+    }
+    results = json.loads((tmp_path / "stopped" / "results.json").read_text())
+    assert (results["epochs"], results["step"], results["condition"]) == (2, 12, "full")
+    for name, accuracy in expected.items():
+        found = results["metrics"][name]["values"]["trained"]
+        assert found.get("mean_of_seeds", found["accuracy"]) == pytest.approx(accuracy), name
+    order = np.random.default_rng([0, 48]).permutation(48)
+    fitted, held_out = np.sort(order[5:]), np.sort(order[:5])
+    parts = (latents[0][fitted], labels[0][fitted], latents[0][held_out], labels[0][held_out])
+    history = json.loads(histories[0])
+    assert list(history) == ["0", "1", "2"]
+    for name, probe in (("probe", linear_probe), ("ridge_probe", ridge_probe)):
+        assert history["2"][f"{name}/validation_accuracy"] == probe(*parts).accuracy
+
+    # Beside itself as a run of ours, the table has every accuracy twice.
+    table = control.side_by_side(tmp_path / "stopped", tmp_path / "stopped")
+    assert "Other settings than the control's: none." in table
+    lines = [line.split("|")[1:-1] for line in table.splitlines()[5:]]
+    assert [line[0].strip()[:7] for line in lines] == ["epoch 0", "epoch 1", "epoch 2", "epoch 2"]
+    for line in lines:
+        assert line[1::2] == line[2::2]
+    assert float(lines[2][3]) == round(100 * history["2"]["ridge_probe/validation_accuracy"], 1)
+    assert float(lines[3][1]) == round(100 * expected["probe"], 1)
+
+    # Nothing is trained or measured again, and settings may not change.
+    before = (tmp_path / "stopped" / "results.json").stat().st_mtime_ns
+    control.train(stopped)
+    assert (tmp_path / "stopped" / "results.json").stat().st_mtime_ns == before
+    assert len(steps) == 12
+    with pytest.raises(ValueError, match="holds a control with other flags: --seed was 0 and is 1"):
+        control.train(dataclasses.replace(stopped, seed=1))
+    with pytest.raises(ValueError, match="is at step 12, beyond --epochs=1"):
+        control.train(dataclasses.replace(stopped, epochs=1))
+    (tmp_path / "stopped" / "state.pt").write_bytes(b"half")
+    with pytest.raises(RuntimeError, match=r"state.pt is damaged .*start again with --overwrite"):
+        control.train(stopped)
+
+
+def test_a_control_leaves_a_run_of_ours_alone(benchmarks, control_config, finished):
+    import control
+
+    folder = finished[1].run_folder
+    for overwrite in (False, True):
+        config = dataclasses.replace(
+            control_config("other"), run_dir=str(folder), overwrite=overwrite
+        )
+        with pytest.raises(ValueError, match="holds a run of ad_keras: choose another --run_dir"):
+            control.train(config)
+
+
+def test_the_control_refuses_what_cannot_be(benchmarks, control_config, outcome):
+    import control
+
+    for flag, message in (
+        ("--condition=dreamless", "flag --condition=dreamless: value should be one of"),
+        ("--batch_size=1", "--batch_size=1 is not possible"),
+        ("--beside=nowhere", "nowhere is not the folder of a run"),
+    ):
+        status, _, stderr = outcome(control.main, flag)
+        assert status == 2
+        assert message in stderr
+        assert stderr.count("\n") == 1
