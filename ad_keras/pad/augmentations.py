@@ -6,7 +6,7 @@ with any number of replicas, with and without XLA.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -34,6 +34,10 @@ class _Augmentation(Part):
         count = tf.shape(images)[0] * replicas.count()
         drawn = replicas.own(draws.uniform([count, self.numbers], key))
         return self.perturb(tf.cast(images, tf.float32), *tf.unstack(drawn, axis=1))
+
+    def perturb(self, images: tf.Tensor, *drawn: tf.Tensor) -> tf.Tensor:
+        """Perturbs by numbers [B] in [0, 1) that are given: one kind of augmentation each."""
+        raise NotImplementedError
 
 
 @keras.saving.register_keras_serializable("ad_keras")
@@ -268,7 +272,9 @@ class Chain(Part):
         perturbations: any, `Occlusion` and your own included.
     """
 
-    def __init__(self, perturbations: Sequence[Part]) -> None:
+    def __init__(
+        self, perturbations: Sequence[Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]
+    ) -> None:
         self.perturbations = list(perturbations)
 
     def __call__(self, images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
