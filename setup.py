@@ -68,6 +68,6 @@ setup(
     ],
     extras_require={
         "test": ["mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"],
-        "benchmark": ["torch"],  # only for benchmarks/throughput.py --peer
+        "benchmark": ["torch"],  # for the benchmarks that compare with PyTorch
     },
 )
