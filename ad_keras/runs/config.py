@@ -107,7 +107,7 @@ class Config:
         "(reservoir), recalled at random; or the newest, recalled by likeness (associative)",
         ("last_batch", "episodic", "reservoir", "associative"),
     )
-    hippocampus_capacity: int = flag(4096, _PARTS, "latents of all these but the first")
+    hippocampus_capacity: int = flag(4096, _PARTS, "latents that the other memories hold")
     mixing: str = flag(
         "convex",
         _PARTS,
