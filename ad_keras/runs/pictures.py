@@ -191,7 +191,7 @@ def overview(model: PAD, images: np.ndarray, seed: int) -> np.ndarray:
         f"NREM: replays, occluded by {_TILE} x {_TILE} tiles": occlusion_rows(
             model, images, _OCCLUSIONS, _TILE, seed
         ),
-        f"REM: dreams of two memories{_shares(model)}": rem_rows(model, images, nexts, seed),
+        f"REM: dreams of memories{_mixture(model)}": rem_rows(model, images, nexts, seed),
         "Walks from one memory to another": traversal_rows(
             model, images[:_WALKS], nexts[:_WALKS], len(images) - 2
         ),
@@ -251,10 +251,11 @@ def _recovered_rows(model: PAD, perturbed: tf.Tensor, name: str) -> Rows:
     return [(name, to_pixels(perturbed).numpy()), ("recovered", _generate(model, recovered))]
 
 
-def _shares(model: PAD) -> str:
-    if not isinstance(model.mixing, Mixing):
-        return ""
-    recent, memories = model.mixing.recent, model.mixing.memories
+def _mixture(model: PAD) -> str:
+    mixing = model.mixing
+    if type(mixing) is not Mixing:  # those derived from it give its shares another meaning
+        return f", by {getattr(mixing, '__name__', type(mixing).__name__)}"
+    recent, memories = mixing.recent, mixing.memories
     shares = (memories * recent, memories * (1 - recent), 1 - memories)
     return ": {:.3g} newer + {:.3g} older + {:.3g} noise".format(*shares)
 

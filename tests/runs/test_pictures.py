@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ad_keras import Mixing, VariancePreservingMixing
 from ad_keras.dream import main
 from ad_keras.runs import pictures
 from ad_keras.runs.restore import restore_export, restore_run
@@ -169,6 +170,27 @@ def test_rows_of_a_sheet_differ_unless_they_show_the_same(model, memories):
     }
     # A replay that is not occluded is the reconstruction; memories are shown in wake and REM.
     assert same == {(1, 2), (0, 10)}
+
+
+@pytest.mark.parametrize(
+    ("mixing", "told"),
+    [
+        (Mixing(0.25, 0.8), "REM: dreams of memories: 0.2 newer + 0.6 older + 0.2 noise"),
+        (VariancePreservingMixing(), "REM: dreams of memories, by VariancePreservingMixing"),
+        (lambda latents, recalled, key: recalled, "REM: dreams of memories, by <lambda>"),
+    ],
+)
+def test_a_sheet_tells_how_its_dreams_were_mixed(mixing, told, model, memories, monkeypatch):
+    headings, draw = [], pictures.sheet
+
+    def record(rows, heading):
+        headings.append(heading)
+        return draw(rows, heading)
+
+    monkeypatch.setattr(pictures, "sheet", record)
+    monkeypatch.setattr(model, "mixing", mixing)
+    pictures.overview(model, memories, seed=0)
+    assert told in headings
 
 
 def test_occlusions_grow_and_hide_their_share(model, memories):
