@@ -110,6 +110,9 @@ def quiet_start() -> Iterator[None]:
     """
     # A lost worker is told in one line of our own; TensorFlow's would stand before it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ else "2")
+    # TensorFlow leaves oneDNN's convolutions off on processors without AVX-512, where they are
+    # faster, too.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held, _duplicate(2) as stderr:
         os.dup2(held.fileno(), 2)

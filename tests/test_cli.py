@@ -10,7 +10,7 @@ import pytest
 
 from ad_keras import __main__ as commands
 from ad_keras import train
-from ad_keras.cli import flag, parse, run
+from ad_keras.cli import flag, parse, quiet_start, run
 from ad_keras.errors import Interrupted, RunError, UsageError
 from ad_keras.runs.config import Config
 
@@ -347,3 +347,14 @@ def test_errors_of_the_program_itself_keep_their_trace(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["program"])
     with pytest.raises(ZeroDivisionError):
         run(main)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(None, "1"), ("0", "0")])
+def test_commands_turn_onednn_on_unless_the_user_turned_it_off(setting, expected, monkeypatch):
+    if setting is None:
+        monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    else:
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", setting)
+    with quiet_start():
+        pass
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == expected
