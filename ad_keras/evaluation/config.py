@@ -10,6 +10,7 @@ METRICS = {
     "probe": "linear probe, the paper's protocol",
     "logistic_probe": "logistic regression run to convergence",
     "ridge_probe": "linear probe in closed form",
+    "epochs": "the paper's and the ridge probe of earlier epochs (Figure 4)",
     "knn": "nearest neighbours",
     "occlusion": "probe under occlusion (Figure 5)",
     "distances": "ratios of distances (Figure 6)",

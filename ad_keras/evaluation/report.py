@@ -19,6 +19,7 @@ _TITLES = {
     "probe": "linear probe (the paper's, SGD)",
     "logistic_probe": "linear probe (logistic regression)",
     "ridge_probe": "linear probe (ridge)",
+    "epochs": "probes of earlier epochs",
     "layers": "layers",
     "knn": "nearest neighbours (cosine)",
     "occlusion": "paper's probe under occlusion",

@@ -40,14 +40,14 @@ class Subject:
         config: of its training.
         model: trained.
         epoch: how many epochs the model has behind it.
-        early: the model after the first epoch, if that is kept and training went on.
+        earlier: the model after each epoch before that is kept.
     """
 
     folder: Path
     config: Config
     model: PAD
     epoch: int
-    early: PAD | None
+    earlier: dict[int, PAD]
 
 
 def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
@@ -98,7 +98,7 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
             test_set,
             cache,
             untrained=_untrained(subject.config),
-            early=subject.early,
+            earlier=subject.earlier,
             features=features,
             num_dreams=flags.num_dreams,
             probe_seeds=flags.probe_seeds,
@@ -229,10 +229,9 @@ def _check_epochs(subjects: Sequence[Subject]) -> None:
 def _restore(folder: Path, epoch: int) -> Subject:
     config, model = restore_run(folder, epoch or None)
     reached = epochs_behind(folder, config, model)
-    early = None
-    if reached > 1 and 1 in Checkpoints(model, folder).kept_epochs():
-        _, early = restore_run(folder, epoch=1)
-    return Subject(folder, config, model, reached, early)
+    kept = Checkpoints(model, folder).kept_epochs()
+    earlier = {number: restore_run(folder, number)[1] for number in kept if number < reached}
+    return Subject(folder, config, model, reached, earlier)
 
 
 def _export(folder: Path) -> Subject:
@@ -241,7 +240,7 @@ def _export(folder: Path) -> Subject:
     config, model = restore_export(folder)
     # Exports of earlier versions do not say how many epochs they have behind them.
     epoch = json.loads((folder / "metadata.json").read_text()).get("epochs", config.epochs)
-    return Subject(folder, config, model, epoch, early=None)
+    return Subject(folder, config, model, epoch, earlier={})
 
 
 def _untrained(config: Config):

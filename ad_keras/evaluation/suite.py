@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import joblib
@@ -117,8 +117,8 @@ class Suite:
         test_set: the test images.
         cache: folder in which readings that depend on the images alone are kept.
         untrained: encoder with the initial weights, for comparison; None leaves it out.
-        early: the model after the first epochs, whose dreams are compared; None leaves it out.
-        early_epoch: how many epochs that are.
+        earlier: the model by how many epochs it had behind it, whose probes make a curve. The
+            first one's dreams are compared.
         features: for the metrics of dreams.
         num_dreams: how many dreams of a kind are compared with as many real images; fewer if
             half of the training images or the test images are.
@@ -137,8 +137,7 @@ class Suite:
         cache: Path,
         *,
         untrained: keras.Model | None = None,
-        early: PAD | None = None,
-        early_epoch: int = 1,
+        earlier: Mapping[int, PAD] | None = None,
         features: FeatureExtractor | None = None,
         num_dreams: int = 10_000,
         probe_seeds: int = 5,
@@ -155,7 +154,7 @@ class Suite:
         self._train, self._test = train_set, test_set
         self._cache = cache
         self._untrained = untrained
-        self._early, self._early_epoch = early, early_epoch
+        self._earlier = dict(sorted((earlier or {}).items()))
         self._features = features
         self._images = min(num_dreams, len(reference_rows(train_set)), len(test_set))
         self._requested = num_dreams
@@ -172,7 +171,8 @@ class Suite:
         are in `maps` afterwards.
 
         Args:
-            metrics: of `ad_keras.evaluation.config.METRICS`.
+            metrics: of `ad_keras.evaluation.config.METRICS`; `epochs` is left out where there is
+                no earlier one.
             announce: is told of each metric before it is measured.
 
         Returns:
@@ -185,7 +185,9 @@ class Suite:
             ValueError: if nothing could be measured, such as of latents that are not finite.
         """
         check(metrics, self._train, self._test, self._requested)
-        chosen = [name for name in METRICS if name in metrics]
+        chosen = [
+            name for name in METRICS if name in metrics and (name != "epochs" or self._earlier)
+        ]
         results = {}
         for number, name in enumerate(bar := _bar(chosen, ""), start=1):
             bar.set_description(name)
@@ -235,6 +237,22 @@ class Suite:
         }
         values["pixels"] = self._pixels(probe, **options)
         return self._protocol(f"{text}; pixels: of the images instead of latents"), values
+
+    def _measure_epochs(self) -> tuple[dict, dict]:
+        values = {}
+        for epoch, model in _bar(self._earlier.items(), "probes of earlier epochs"):
+            latents = [encode(model.encoder, part.images) for part in (self._train, self._test)]
+            seeds = range(self._seed, self._seed + self._probe_seeds)
+            name = f"the encoder after epoch {epoch}"
+            readouts = [self._probe(linear_probe, name, latents, seed=seed) for seed in seeds]
+            accuracies = [readout.accuracy for readout in readouts if readout is not None]
+            ridge = self._probe(ridge_probe, name, latents, seed=self._seed)
+            values[str(epoch)] = {
+                "probe": {"mean_of_seeds": float(np.mean(accuracies)) if accuracies else math.nan},
+                "ridge_probe": {"accuracy": _reading(ridge)["accuracy"]},
+            }
+        text = "both probes, as those of the last epoch, of the latents of the epochs that are kept"
+        return self._protocol(text, probe_seeds=self._probe_seeds), values
 
     def _measure_layers(self) -> tuple[dict, dict]:
         values, widths = {}, {}
@@ -445,8 +463,8 @@ class Suite:
     def _dream_features(self) -> dict[str, dict[str, np.ndarray]]:
         _, memories, perceived = self._choice
         models = {"late": self._model}
-        if self._early is not None:
-            models = {"early": self._early, "late": self._model}
+        if self._earlier:
+            models = {"early": next(iter(self._earlier.values())), "late": self._model}
         features = {}
         for time, model in models.items():
             if time == "late":
@@ -504,7 +522,7 @@ class Suite:
             "seed": self._seed,
             "features": self._features.name,
         }
-        return protocol | ({"early_epoch": self._early_epoch} if self._early is not None else {})
+        return protocol | ({"early_epoch": next(iter(self._earlier))} if self._earlier else {})
 
 
 def dreams(model: PAD, memories: np.ndarray, perceived: np.ndarray, seed: int) -> dict:

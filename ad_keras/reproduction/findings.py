@@ -226,10 +226,10 @@ def tidy(condition: str, seed: int, results: dict | None, history: dict) -> pd.D
 
     Returns:
         `COLUMNS`. Figures of the history, such as `probe/validation_accuracy`, are in `metric` and
-        `of`. Of each curve under occlusion there are, too, the `lost_accuracy` under 30 %
-        occlusion, as a share of the accuracy above chance, and the `area` under the curve of what
-        is left of that, which is 1 where nothing is lost; of distances, how far the ratio within
-        classes is `from_untrained`.
+        `of`. Probes of earlier epochs have the names of the last one's. Of each curve under
+        occlusion there are, too, the `lost_accuracy` under 30 % occlusion, as a share of the
+        accuracy above chance, and the `area` under the curve of what is left of that, which is 1
+        where nothing is lost; of distances, how far the ratio within classes is `from_untrained`.
     """
     rows = [
         (condition, seed, int(epoch), *name.split("/", 1), "", value)
@@ -239,7 +239,12 @@ def tidy(condition: str, seed: int, results: dict | None, history: dict) -> pd.D
     ]
     if results is not None:
         measured = report.tidy(results)[COLUMNS[3:]]
-        lines = [*measured.itertuples(index=False), *_derived(measured, chance(results))]
+        earlier = measured.metric == "epochs"
+        for _, epoch, figure, value in measured[earlier].itertuples(index=False):
+            metric, of_metric = figure.split("/")
+            rows.append((condition, seed, int(epoch), metric, "trained", of_metric, value))
+        lines = [*measured[~earlier].itertuples(index=False)]
+        lines += _derived(measured, chance(results))
         rows += [(condition, seed, epoch_of(results), *line) for line in lines]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
 

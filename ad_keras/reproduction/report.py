@@ -382,7 +382,7 @@ class _Report:
         caption = (
             "Accuracy over epochs, with 95 % bands where there are seeds. Held-out images are a "
             "tenth of the training images, on which the probe is not fitted. On test images there "
-            "are the untrained encoder and the epochs that were measured."
+            "are the untrained encoder, the epochs that runs keep, and the last one."
         )
         shown = _picture("separability", caption, _curves, panels, "epochs", chance=self.chance)
         return Section("Figure 4: linear separability over training", pictures=shown)

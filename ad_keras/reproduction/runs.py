@@ -213,7 +213,7 @@ def seconds_of_measuring(flags: ReproduceConfig, train_set: ImageSet, test_set: 
                 *parts,
                 Path(cache),
                 untrained=model.encoder,
-                early=model,
+                earlier={1: model},
                 features=FeatureExtractor("the encoder's", network, Path(cache)),
                 num_dreams=flags.num_dreams,
                 probe_seeds=flags.probe_seeds,

@@ -377,7 +377,7 @@ def test_data_without_labels_name_the_metrics_that_need_them(evaluated, runs, sh
     arguments = (f"--run_dir={runs / 'seed0'}", f"--dataset={tmp_path}")
     one_line(
         evaluated(*arguments),
-        "which probe, logistic_probe, ridge_probe, knn, occlusion, distances need",
+        "which probe, logistic_probe, ridge_probe, epochs, knn, occlusion, distances need",
     )
     assert evaluated(*arguments, "--metrics=pca", f"--output_dir={tmp_path}")[0] == 0
     result = evaluated(*arguments, "--metrics=fid", f"--output_dir={tmp_path}")

@@ -61,7 +61,7 @@ def measured(subject, tmp_path_factory):
         test,
         folder,
         untrained=early.encoder,
-        early=early,
+        earlier={3: early},
         features=mean_colours(folder),
         num_dreams=90,
         probe_seeds=3,
@@ -187,6 +187,19 @@ def test_real_images_are_closer_to_real_ones_than_the_dreams_of_random_networks(
                 if metric == "kid":
                     figures = tuple(figure["distance"] for figure in figures)
                 assert figures[0] > figures[1]
+
+
+def test_earlier_epochs_are_probed_like_the_last(measured, subject):
+    _, early, train, test = subject
+    latents = [encode(early.encoder, part.images) for part in (train, test)]
+    probes = [probed(linear_probe, latents, subject, seed=seed) for seed in (5, 6, 7)]
+    ridge = probed(ridge_probe, latents, subject, seed=5)
+    assert measured[0]["epochs"]["values"] == {
+        "3": {
+            "probe": {"mean_of_seeds": pytest.approx(np.mean([r.accuracy for r in probes]))},
+            "ridge_probe": {"accuracy": ridge.accuracy},
+        }
+    }
 
 
 def test_every_layer_is_probed(measured, subject):

@@ -10,7 +10,15 @@ from scipy import stats
 from ad_keras.evaluation.published import LINEAR_SEPARABILITY
 from ad_keras.measures.statistics import CONTRADICTED, HOLDS, ONE_SEED
 from ad_keras.reproduction import findings
-from ad_keras.reproduction.findings import CLAIMS, NOT_MEASURED, judge, judge_all, tidy
+from ad_keras.reproduction.findings import (
+    ACCURACY,
+    CLAIMS,
+    NOT_MEASURED,
+    judge,
+    judge_all,
+    tidy,
+    values,
+)
 from ad_keras.runs.config import CONDITIONS
 
 SEEDS = range(4)
@@ -194,6 +202,19 @@ def test_runs_are_compared_at_the_same_epoch(frame):
     of_results = (later.condition == "no_rem") & (later.metric == "probe") & (later.of == "trained")
     later.loc[of_results, "epoch"] = 20
     assert judge_all(later, "cifar10", 50)[0][0].verdict == NOT_MEASURED
+
+
+def test_probes_of_earlier_epochs_stand_beside_those_of_the_last(made_results):
+    results = made_results("full", 0)
+    earlier = {"probe": {"mean_of_seeds": 0.375}, "ridge_probe": {"accuracy": 0.4375}}
+    results["metrics"]["epochs"] = {"protocol": {}, "values": {"10": earlier}}
+    frame = tidy("full", 0, results, {})
+    last = results["metrics"]["probe"]["values"]["trained"]["mean_of_seeds"]
+    assert values(frame, "full", ACCURACY, 50).to_list() == [last]
+    assert values(frame, "full", ACCURACY, 50, epoch=10).to_list() == [0.375]
+    ridge = ("ridge_probe", "trained", "accuracy")
+    assert values(frame, "full", ridge, 50, epoch=10).to_list() == [0.4375]
+    assert "epochs" not in set(frame.metric)
 
 
 def test_a_curve_of_one_epoch_has_no_first_and_last():
