@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 from pathlib import Path
 
 from ad_keras.cli import flag
@@ -102,14 +101,6 @@ class TuneConfig(Config):
     def run_path(self) -> Path:
         """The folder of the search."""
         return Path(self.tuner_dir) if self.tuner_dir else Path("runs") / f"tune-{self.name}"
-
-    @classmethod
-    def from_json(cls, text: str) -> "TuneConfig":
-        """Reads what `to_json` wrote; a ValueError if it is not the flags of a search."""
-        flags = super().from_json(text)
-        if "search" not in json.loads(text):
-            raise ValueError("not the flags of a search: there is no --search")
-        return flags
 
     @property
     def varied(self) -> list[str]:

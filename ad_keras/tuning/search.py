@@ -64,10 +64,11 @@ def search(flags: TuneConfig) -> Results | None:
         Interrupted: after SIGINT or SIGTERM; calling again continues.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    quiet = warnings.catch_warnings(action="ignore", category=ConvergenceWarning)
     refuse_workers("the workers of a search are named by KERASTUNER_TUNER_ID: unset TF_CONFIG.")
     part, address = _part()
-    with interruptible(), quiet, failures_explained(flags.run_path):
+    with interruptible(), warnings.catch_warnings(), failures_explained(flags.run_path):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)  # of failed trials
         _refuse_unlabelled(flags)
         if part == "worker":
             _work(flags, address)
@@ -102,9 +103,11 @@ def _part() -> tuple[str, str]:
     if "chief" not in tuner_id:  # by which keras-tuner knows it
         return "worker", f"{ip}:{port}"
     try:
+        if not (port.isdecimal() and 0 < int(port) < 2**16):
+            raise OSError("a port is a number from 1 to 65535")
         # gRPC would share a port with another chief, which then gets half of the requests.
         socket.create_server((ip, int(port))).close()
-    except (OSError, OverflowError, ValueError) as error:
+    except OSError as error:
         raise UsageError(
             f"no chief can serve at {ip}:{port} ({first_line(error)}): choose an address of this "
             "machine and a free port."
@@ -231,7 +234,7 @@ class _Tuner(keras_tuner.Tuner):
             trial.hyperparameters.values.update(untuned)
 
     def run_trial(self, trial, **_) -> float:
-        """Trains a trial, unless that was done, and returns its score."""
+        """Trains a trial, unless that was done, and returns its score; NaN if it failed."""
         tried, seed = self._read(trial), self._flags.seed
         try:
             self._train(tried, seed)
@@ -240,9 +243,9 @@ class _Tuner(keras_tuner.Tuner):
             raise keras_tuner.errors.FatalError from error
         if seed in tried.scores:
             return tried.scores[seed][self._flags.objective]
-        if self._flags.tuner == "hyperband":
-            return 0.0  # it would not promote the last of the others without a score for each
-        raise keras_tuner.errors.FailedTrialError(tried.failures[seed])
+        # By NaN, keras-tuner knows a failure; FailedTrialError would print a stack trace. Hyperband
+        # would not promote the last of the others without a score for each.
+        return 0.0 if self._flags.tuner == "hyperband" else float("nan")
 
     def on_trial_end(self, trial) -> None:
         """Tells what came out."""
