@@ -71,26 +71,19 @@ class TuneConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         for name in ("run_dir", "saved_model_dir"):
-            if getattr(self, name):
-                raise UsageError(
-                    f"--{name}={getattr(self, name)} is not possible: a search has its own folder, "
-                    "--tuner_dir."
-                )
+            allowed = "left out: a search has its own folder, --tuner_dir"
+            self._require(name, not getattr(self, name), allowed)
         self._require("strategy", self.strategy != "multi_worker", "another: workers search alone")
         for name in ("max_trials", "epochs_per_trial"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("retrain", self.retrain >= 0, "0 or more")
         self._require("search", bool(self.search), f"all, or a list of {', '.join(SPACE)}")
         for name in self.search:
-            if name not in SPACE and name != "all":
-                near = difflib.get_close_matches(name, SPACE, n=3) or list(SPACE)
-                raise UsageError(
-                    f"--search={name} cannot be varied. Did you mean {' or '.join(near)}?"
-                )
+            if name not in ("all", *SPACE):
+                near = " or ".join(difflib.get_close_matches(name, SPACE) or SPACE)
+                raise UsageError(f"--search={name} cannot be varied. Did you mean {near}?")
             if name != "all" and not SPACE[name].plays_a_role(self):
-                raise UsageError(
-                    f"--search={name} plays no role here: what it belongs to is switched off."
-                )
+                raise UsageError(f"--search={name} plays no role: its part or loss is not used.")
 
     @property
     def name(self) -> str:
