@@ -5,6 +5,7 @@ import json
 import statistics
 from pathlib import Path
 
+from ad_keras.errors import RunError
 from ad_keras.runs.config import Config
 from ad_keras.runs.folder import read_history, write_atomically
 from ad_keras.tuning.config import TuneConfig
@@ -21,10 +22,7 @@ PROBES = {"ridge_probe": "ridge probe", "probe": "linear probe"}
 FAILURE = "failure.txt"
 """File of a run that failed, which says why."""
 
-_NOT_IN_FLAGFILES = (
-    *("data_dir", "hold_out", "strategy"),
-    *("run_dir", "saved_model_dir", "overwrite"),
-)
+_NOT_IN_FLAGFILES = ["data_dir", "hold_out", "strategy", "run_dir", "saved_model_dir", "overwrite"]
 _SHOWN = 5
 
 
@@ -120,6 +118,15 @@ class Results:
         """Where the best trial's flags are written."""
         return self.flags.run_path / f"tuned_{self.flags.name}.flags"
 
+    def require_one(self) -> None:
+        """Raises a RunError if no trial is finished."""
+        if not self.finished:
+            failures = [message for trial in self.trials for message in trial.failures.values()]
+            raise RunError(
+                f"no trial worked, see {self.flags.run_path / 'trials.md'}. The last: "
+                f"{failures[-1] if failures else 'there was none'}."
+            )
+
     def write(self) -> None:
         """Writes `trials.json`, `trials.md` and, if a trial is finished, the flagfile."""
         folder = self.flags.run_path
@@ -136,11 +143,12 @@ class Results:
         """The best trials and the untuned flags, for the terminal."""
         ranking = self.ranking
         best = [t for place, t in enumerate(ranking) if place < _SHOWN or t.number == UNTUNED]
-        rows = [self._heads(), *map(self._cells, best)]
+        rows = [self._heads, *map(self._cells, best)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
         lines = ["  ".join([*map(str.rjust, row, widths), row[-1]]) for row in rows]
-        return "\n".join([self._title(), *lines])
+        return "\n".join([self._title, *lines])
 
+    @property
     def _title(self) -> str:
         failed = sum(self.flags.seed in trial.failures for trial in self.trials)
         return (
@@ -148,35 +156,34 @@ class Results:
             f"({len(self.finished)} finished, {failed} failed)"
         )
 
+    @property
     def _heads(self) -> list[str]:
         seeds = [f"seed {self.flags.seed + offset}" for offset in range(SEEDS)]
-        (other,) = PROBES.keys() - {self.flags.objective}
-        return ["trial", *seeds, "mean", "deviation", PROBES[other], "epochs", "flags"]
+        return ["trial", *seeds, "mean", "deviation", PROBES[self._other], "epochs", "flags"]
+
+    @property
+    def _other(self) -> str:
+        return next(probe for probe in PROBES if probe != self.flags.objective)
 
     def _cells(self, trial: Trial) -> list[str]:
-        objective, scores, failures = self.flags.objective, trial.scores, trial.failures
-        (other,) = PROBES.keys() - {objective}
-        cells = [
-            f"{scores[seed][objective]:.1%}" if seed in scores else "failed" * (seed in failures)
-            for seed in trial.runs
-        ]
-        spread = ["", ""]
+        scores, cells = trial.scores, dict.fromkeys(self._heads, "")
+        cells |= {f"seed {seed}": "failed" for seed in trial.failures}
+        accuracy = {seed: score[self.flags.objective] for seed, score in scores.items()}
+        cells |= {f"seed {seed}": f"{share:.1%}" for seed, share in accuracy.items()}
         if len(scores) == SEEDS:
-            deviation = statistics.stdev(score[objective] for score in scores.values())
-            spread = [f"{trial.mean(objective):.1%}", f"{deviation:.1%}"]
+            cells["mean"] = f"{statistics.mean(accuracy.values()):.1%}"
+            cells["deviation"] = f"{statistics.stdev(accuracy.values()):.1%}"
+        if scores:
+            cells[PROBES[self._other]] = f"{trial.mean(self._other):.1%}"
         untuned = "(untuned) " if trial.number == UNTUNED else ""
-        return [
-            str(trial.number),
-            *(cells + spread),
-            f"{trial.mean(other):.1%}" if scores else "",
-            str(trial.epochs),
-            untuned + " ".join(as_flags(trial.values)),
-        ]
+        told = untuned + " ".join(as_flags(trial.values))
+        cells |= {"trial": str(trial.number), "epochs": str(trial.epochs), "flags": told}
+        return list(cells.values())
 
     def _markdown(self) -> str:
         ranking = self.ranking
         rest = [trial for trial in self.trials if trial not in ranking]
-        rows = [self._heads(), ["---"] * len(self._heads()), *map(self._cells, ranking + rest)]
+        rows = [self._heads, ["---"] * len(self._heads), *map(self._cells, ranking + rest)]
         failures = [
             f"- trial {trial.number} with seed {seed} failed: {message}"
             for trial in self.trials
@@ -184,35 +191,33 @@ class Results:
         ]
         lines = [
             f"# Trials of a search on {self.flags.dataset}",
-            f"\n{self._title()}. No trial was trained on the tenth of the training images that "
+            f"\n{self._title}. No trial was trained on the tenth of the training images that "
             f"scores it. Trial {UNTUNED} has the untuned flags. Trials with a mean were trained "
             "again with other seeds.\n",
             *("| " + " | ".join(row) + " |" for row in rows),
-            *["", *failures][: 1 + len(failures)],
         ]
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines + [""] * bool(failures) + failures) + "\n"
 
     def _flagfile(self) -> str:
-        flags, best, objective = self.flags, self.ranking[0], self.flags.objective
+        flags, best = self.flags, self.ranking[0]
 
         def told(trial: Trial) -> str:
             of = f"mean of {len(trial.scores)} seeds" if len(trial.scores) > 1 else "one seed"
-            return f"{trial.mean(objective):.1%} after {trial.epochs} epochs, {of}"
+            return f"{trial.mean(flags.objective):.1%} after {trial.epochs} epochs, {of}"
 
         untuned = [trial for trial in self.finished if trial.number == UNTUNED != best.number]
-        plain, config = Config(), flags.training(**best.values)
+        plain, config = dataclasses.asdict(Config()), flags.training(**best.values)
         changed = {
-            field.name: getattr(config, field.name)
-            for field in dataclasses.fields(Config)
-            if field.name not in _NOT_IN_FLAGFILES
-            and getattr(config, field.name) != getattr(plain, field.name)
+            name: value
+            for name, value in dataclasses.asdict(config).items()
+            if name not in _NOT_IN_FLAGFILES and value != plain[name]
         }
         lines = [
             f"# Tuned for {flags.dataset}: trial {best.number} of {len(self.trials)} by "
             f"ad_keras.tune ({flags.tuner}, seed {flags.seed}).",
             f"# python -m ad_keras.train --flagfile={self.flagfile}"
             + (f" --data_dir={flags.data_dir}" if flags.data_dir else ""),
-            f"# {PROBES[objective]} on held-out training images: {told(best)}"
+            f"# {PROBES[flags.objective]} on held-out training images: {told(best)}"
             + "".join(f" (untuned flags: {told(trial)})" for trial in untuned),
             *as_flags(changed),
         ]

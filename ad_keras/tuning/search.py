@@ -84,8 +84,7 @@ def search(flags: TuneConfig) -> Results | None:
             finally:
                 tuner.results().write()
     results = tuner.results()
-    if not results.finished:
-        raise _nothing_worked(results)
+    results.require_one()
     return results
 
 
@@ -256,8 +255,8 @@ class _Tuner(keras_tuner.Tuner):
         if self._part == "single":
             results = self.results()
             results.write()
-            if len(results.trials) >= _HOPELESS and not results.finished:
-                raise _nothing_worked(results)
+            if len(results.trials) >= _HOPELESS:
+                results.require_one()
 
     def _read(self, trial) -> Trial:
         flags, values, first = self._flags, trial.hyperparameters.values, trial
@@ -306,14 +305,6 @@ def _outcome(trial: Trial, seed: int) -> str:
     if seed in trial.failures:
         return f"failed: {trial.failures[seed]}"
     return ", ".join(f"{PROBES[name]} {score:.1%}" for name, score in trial.scores[seed].items())
-
-
-def _nothing_worked(results: Results) -> RunError:
-    failures = [message for trial in results.trials for message in trial.failures.values()]
-    return RunError(
-        f"no trial worked, see {results.flags.run_path / 'trials.md'}. The last: "
-        f"{failures[-1] if failures else 'there was none'}."
-    )
 
 
 def _describe(flags: TuneConfig) -> None:
