@@ -58,6 +58,7 @@ def train(
     *,
     build: Callable[[Config], PAD] = build_model,
     export: bool = True,
+    split_seed: int | None = None,
 ) -> TrainingResult | None:
     """Trains, or continues to train, a run to its last epoch, and exports its networks.
 
@@ -68,6 +69,8 @@ def train(
             run then ends in order, and calling again continues it.
         build: makes the compiled model of the configuration. A run is continued with the same.
         export: whether to export the networks.
+        split_seed: of the choice of the tenth of the training images that scores the probes, if
+            it is not to depend on the configuration's seed. A run is continued with the same.
 
     Returns:
         What the run leaves; None in a worker other than the chief, which writes nothing.
@@ -91,7 +94,8 @@ def train(
         refuse_other_flags(load_config(config.run_path), config)
     with cluster.chief_first():  # which may have to download or generate them
         train_set = _training_images(config)
-    images = _trained_on(config, train_set)
+    split_seed = config.seed if split_seed is None else split_seed
+    images = _trained_on(config, train_set, split_seed)
     steps_per_epoch = len(images) // config.batch_size
     records = {"data.json": _describe_data(images)}
     if begun:
@@ -122,12 +126,12 @@ def train(
             cluster.wait()  # for the chief, which exports
             return None
         with contextlib.closing(tf.summary.create_file_writer(str(folder / "logs"))) as writer:
-            gallery = Gallery(train_set, folder, config.seed)
+            gallery = Gallery(train_set, folder, split_seed)
             reports = Reports(
                 folder,
                 writer,
                 steps,
-                Probe(train_set, config.seed),
+                Probe(train_set, split_seed),
                 gallery,
                 epochs=config.epochs,
                 dream_every=config.dream_every,
@@ -162,11 +166,11 @@ def _training_images(config: Config) -> data.ImageSet:
     return train_set
 
 
-def _trained_on(config: Config, train_set: data.ImageSet) -> np.ndarray:
+def _trained_on(config: Config, train_set: data.ImageSet, split_seed: int) -> np.ndarray:
     """The images among them that the weights may depend on."""
     images = train_set.images
     if config.hold_out:
-        images = images[data.validation_split(len(train_set), config.seed)[0]]
+        images = images[data.validation_split(len(train_set), split_seed)[0]]
     if config.batch_size > len(images):
         raise UsageError(
             f"--batch_size={config.batch_size} is more than the {len(images)} training images."

@@ -1,6 +1,8 @@
 """What a search varies: one table, which keras-tuner, `--help` and docs/tuning.md are made of."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 
 from ad_keras.runs.config import Config
 
@@ -14,28 +16,17 @@ class HyperParameter:
         sampling: "log" or "linear" of an interval, or "choice" of three values.
         low: lowest value; for "log" and "choice" as a share of the flag's own value.
         high: highest value, likewise.
-        phase: without which the flag plays no role.
+        used: whether training with some flags depends on this one.
     """
 
     name: str
     sampling: str
     low: float
     high: float
-    phase: str | None = None
-
-    @property
-    def range(self) -> str:
-        """The values in words."""
-        if self.sampling == "linear":
-            return f"{self.low:g} to {self.high:g}"
-        if self.sampling == "log":
-            return f"{self.low:g} to {self.high:g} times the flag"
-        return f"{self.low:g}, 1 or {self.high:g} times the flag"
+    used: Callable[[Config], bool] = lambda config: True
 
     def values(self, config: Config) -> tuple[float, ...]:
-        """The bounds of the interval, or the values to choose from, in order.
-
-        The flag's own value is always among them.
+        """The bounds of the interval, or the values to choose from; the flag's own is among them.
 
         Args:
             config: the flags that the search starts from.
@@ -54,28 +45,42 @@ class HyperParameter:
         return low, high
 
     def rounded(self, value: float, config: Config) -> float:
-        """A value within the bounds that is short enough to be read.
+        """A value within the bounds that is short enough to be read; the flag's own stays.
 
         Args:
             value: as sampled.
             config: the flags that the search starts from.
         """
+        own = getattr(config, self.name)
+        if math.isclose(value, own, rel_tol=1e-6):  # a worker is told of it in single precision
+            return own
         if self.sampling == "choice":
             return value
         low, high = self.values(config)
         return min(max(float(f"{value:.2g}"), low), high)
 
     def plays_a_role(self, config: Config) -> bool:
-        """Whether training depends on the flag at all.
+        """Whether training depends on the flag: neither it nor its part is switched off.
 
         Args:
             config: the flags that the search starts from.
         """
-        if self.sampling != "linear" and not getattr(config, self.name):
-            return False  # a loss that is switched off
-        if self.name.startswith("mix_") and config.nrem_memories == "mixed":
-            return {"nrem", "rem"} & set(config.phases) != set()
-        return self.phase is None or self.phase in config.phases
+        return bool(self.sampling != "log" or getattr(config, self.name)) and self.used(config)
+
+
+def _perturbs(name: str) -> Callable[[Config], bool]:
+    return lambda config: (
+        name in config.glimpse or ("nrem" in config.phases and name in config.perturbation)
+    )
+
+
+def _mixes(config: Config) -> bool:
+    return "rem" in config.phases or ("nrem" in config.phases and config.nrem_memories == "mixed")
+
+
+def _contrasts(config: Config) -> bool:
+    in_nrem = "nrem" in config.phases and config.recovery == "contrast"
+    return in_nrem or bool(config.glimpse and config.agreement == "contrast")
 
 
 SPACE = {
@@ -86,22 +91,19 @@ SPACE = {
         HyperParameter("beta_1", "linear", 0, 0.9),
         HyperParameter("kl_weight", "log", 0.25, 4),
         HyperParameter("external_weight", "log", 0.25, 4),
-        HyperParameter("recovery_weight", "log", 0.25, 4, "nrem"),
-        HyperParameter("internal_weight", "log", 0.25, 4, "rem"),
-        HyperParameter("mix_recent", "linear", 0, 1, "rem"),
-        HyperParameter("mix_memories", "linear", 0, 1, "rem"),
-        HyperParameter("occlusion_min", "linear", 0, 0.5, "nrem"),
-        HyperParameter("occlusion_max", "linear", 0.5, 1, "nrem"),
+        HyperParameter("recovery_weight", "log", 0.25, 4, lambda config: "nrem" in config.phases),
+        HyperParameter("internal_weight", "log", 0.25, 4, lambda config: "rem" in config.phases),
+        HyperParameter("mix_recent", "linear", 0, 1, _mixes),
+        HyperParameter("mix_memories", "linear", 0, 1, _mixes),
+        HyperParameter("occlusion_min", "linear", 0, 0.5, _perturbs("occlusion")),
+        HyperParameter("occlusion_max", "linear", 0.5, 1, _perturbs("occlusion")),
+        HyperParameter("crop_area", "linear", 0.05, 1, _perturbs("crop")),
+        HyperParameter("colour_strength", "linear", 0, 1, _perturbs("colour")),
+        HyperParameter("agreement_weight", "log", 0.25, 4, lambda config: bool(config.glimpse)),
+        HyperParameter("temperature", "log", 0.25, 4, _contrasts),
         HyperParameter("base_filters", "choice", 0.5, 2),
         HyperParameter("latent_dim", "choice", 0.5, 2),
     )
 }
 """What can be varied, by name. `--reconstruction_weight` is what the other weights are relative
 to: Adam takes no notice of a factor that all losses have in common."""
-
-
-def table() -> str:
-    """The space as a table in Markdown."""
-    lines = ["| flag | range | sampling |", "|---|---|---|"]
-    lines += [f"| `{entry.name}` | {entry.range} | {entry.sampling} |" for entry in SPACE.values()]
-    return "\n".join(lines)
