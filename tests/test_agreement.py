@@ -22,16 +22,6 @@ def agreement(monkeypatch):
     del sys.modules["agreement"]
 
 
-@pytest.fixture
-def pytorch():
-    """Lets PyTorch use one thread: there is nothing to share in a step this small."""
-    torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield torch
-    torch.set_num_threads(threads)
-
-
 class Network:
     """Weights in PyTorch's layouts, each with an Adam of its own."""
 
