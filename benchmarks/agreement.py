@@ -6,8 +6,8 @@
 
 The first trains PyTorch's form of the algorithm that `control.py` trains, in float64, and
 `ad_keras` from the same weights, on the same images, with the same noise and masks. It says how far
-losses and weights are apart, and ends with status 1 where that is more than float32 explains. The
-second does the same with recorded steps, such as those of the authors' code. The third follows them
+losses and weights are apart. The second does the same with recorded steps, such as those of the
+authors' code, and ends with status 1 beyond what float32 explains there. The third follows them
 with PyTorch's form, where only the storage of the recorded weights (float32) is left to differ. All
 compute on the processor. PyTorch comes with `pip install -e ".[benchmark]"`.
 
@@ -357,6 +357,8 @@ def main(argv: Sequence[str]) -> None:
     for steps in [steps for steps in SPANS if steps in found]:
         losses, weights = (f"{value:.1e}  {name}" for value, name in found[steps].values())
         print(f"{steps:<8}{losses:<38}{weights}")
+    if config.reference is None:
+        return
     for steps, bound in (PEER_BOUNDS if config.peer else BOUNDS).items():
         for what, (value, name) in found.get(steps, {}).items():
             if value > bound:
