@@ -67,7 +67,10 @@ setup(
         *TYPEFACES,
     ],
     extras_require={
-        "test": ["mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"],
+        "test": [
+            *("ipykernel", "nbclient", "nbformat"),
+            *("mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"),
+        ],
         "benchmark": ["torch"],  # for the benchmarks that compare with PyTorch
     },
 )

@@ -150,7 +150,7 @@ def train(config: ControlConfig) -> Path:
     kind = dataclasses.replace(
         RUN, name="control", content=(*RUN.content, RECORD, STATE, "beside.md")
     )
-    with open_run(training, kind, {RECORD: record}):
+    with open_run(training, kind, {RECORD: record, "data.json": {"images": len(train_set)}}):
         if (before := read_record(folder, RECORD)) != record:
             changed = ", ".join(name for name in record if before.get(name) != record[name])
             raise UsageError(

@@ -9,8 +9,6 @@ import contextlib
 import functools
 import math
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,16 +21,13 @@ import numpy as np
 import tensorflow as tf
 from processes import peak_bytes
 
-from ad_keras import data, load_encoder
-from ad_keras.measures.probe import linear_probe, ridge_probe
+from ad_keras import data
 from ad_keras.runs.build import build_model
 from ad_keras.runs.config import Config
-from ad_keras.runs.export import export_networks
 from ad_keras.runs.training import train
 
 _WARM_UP = 10  # steps
 _SIDE = 2048  # of the square matrices whose product sets the scale
-_PATIENCE = 900.0  # seconds until a training that does not start is given up
 _CLASSES = 10
 
 
@@ -60,109 +55,6 @@ def product_rounds(connection: Connection) -> None:
 def work(connection: Connection, **settings) -> None:
     """Floating-point operations of the three phases for one image."""
     connection.send(phase_operations(build_model(Config(**settings))))
-
-
-def phases(connection: Connection, precision: str, seconds: float, **settings) -> None:
-    """Median seconds of wake, NREM and REM on a fixed mini-batch."""
-    config = Config(precision=precision, **settings)
-    model = build_model(config)
-    images = tf.random.uniform((config.batch_size, 32, 32, 3), -1.0, 1.0)
-    latents = tf.random.normal((config.batch_size, config.latent_dim))
-
-    def compiled(phase: Callable, *inputs: tf.Tensor) -> Callable:
-        function = tf.function(phase, jit_compile=bool(model.jit_compile))
-        return functools.partial(function, *inputs)
-
-    functions = {
-        "wake": compiled(model.wake, images),
-        "nrem": compiled(model.nrem, latents, latents),
-        "rem": compiled(model.rem, latents, latents),
-    }
-    for _ in range(_WARM_UP):
-        for function in functions.values():
-            function()
-    connection.send(_times(functions, seconds))
-
-
-def pipeline(connection: Connection, images: int, batch_size: int, seconds: float) -> None:
-    """Images a second of the input pipeline alone."""
-    pool = _noise_set(images).images
-    batches = iter(data.batches(pool, batch_size, seed=0, first=0, last=10**9))
-    for _ in range(_WARM_UP):
-        next(batches)
-    steps, started = 0, time.perf_counter()
-    while time.perf_counter() < started + seconds:
-        next(batches)
-        steps += 1
-    connection.send({"images_per_second": steps * batch_size / (time.perf_counter() - started)})
-
-
-def probe(connection: Connection, images: int, latent_dim: int) -> None:
-    """Seconds of both linear probes, with a fifth as many test as training examples."""
-    rng = np.random.default_rng(0)
-    count = images + max(2, images // 5)
-    latents = rng.standard_normal((count, latent_dim), np.float32)
-    labels = np.arange(count) % _CLASSES
-    parts = (latents[:images], labels[:images], latents[images:], labels[images:])
-    seconds = {}
-    for function in (linear_probe, ridge_probe):
-        started = time.perf_counter()
-        function(*parts, num_classes=_CLASSES)
-        seconds[function.__name__] = time.perf_counter() - started
-    connection.send(seconds)
-
-
-def encoding(connection: Connection, seconds: float, **settings) -> None:
-    """Images a second of the exported encoder, both ways to load it, by size of the batch."""
-    with _throw_away(**settings) as config:
-        folder = config.export_path
-        export_networks(build_model(config), folder)
-        loaded = load_encoder(folder)
-        served = tf.saved_model.load(str(folder / "encoder"))
-    functions = {}
-    for size in (1, 64, 1024):
-        images = tf.constant(_noise_set(size).images)
-        functions["load_encoder", size] = functools.partial(loaded, images)
-        functions["SavedModel", size] = functools.partial(
-            served.signatures["serving_default"], images=images
-        )
-    for function in functions.values():
-        function()
-    # One after the other: a large batch would empty the caches before a small one.
-    for (way, size), function in functions.items():
-        median = _times({way: function}, seconds / len(functions))[way]
-        connection.send({"way": way, "batch": size, "images_per_second": size / median})
-    connection.send(None)
-
-
-def startup(connection: Connection, dataset: str, data_dir: str | None, **settings) -> None:
-    """Seconds of `python -m ad_keras.train` to its help, and to its first step.
-
-    The first step counts as done when its checkpoint is there. Before it, a run loads its data,
-    and probes and pictures the untrained model. The data set is prepared before.
-    """
-    train_set = data.load(dataset, "train", data_dir=data_dir)
-    program = [sys.executable, "-m", "ad_keras.train"]
-    started = time.perf_counter()
-    subprocess.run([*program, "--help"], check=True, stdout=subprocess.DEVNULL)
-    helped = time.perf_counter() - started
-    with _throw_away(dataset=dataset, data_dir=data_dir, checkpoint_every=1, **settings) as config:
-        names = ("dataset", "data_dir", "checkpoint_every", "run_dir", "saved_model_dir", *settings)
-        told = {name: getattr(config, name) for name in names}
-        flags = [f"--{name}={value}" for name, value in told.items() if value is not None]
-        started = time.perf_counter()
-        process = subprocess.Popen([*program, *flags], stdout=subprocess.DEVNULL)
-        try:
-            while not list(config.run_path.rglob("*.index")):
-                waited = time.perf_counter() - started
-                if process.poll() is not None or waited > _PATIENCE:
-                    raise RuntimeError(f"{' '.join([*program, *flags])} made no step")
-                time.sleep(0.01)
-            first = time.perf_counter() - started
-        finally:
-            process.kill()
-            process.wait()
-    connection.send({"help": helped, "first_step": first, "images": len(train_set)})
 
 
 def scale(connection: Connection, images: int, epochs: int, **settings) -> None:

@@ -1,4 +1,4 @@
-"""How fast `ad_keras` trains and encodes on this machine, and how that compares with PyTorch.
+"""How fast `ad_keras` trains on this machine, beside PyTorch and as data grow.
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --peer             # needs pip install -e ".[benchmark]"
@@ -6,10 +6,10 @@
     python benchmarks/throughput.py --output=FILE.json
 
 Whatever is compared trains in short rounds, one contender after the other, each in a process of
-its own that waits while the others work. Run it on a machine that does nothing else: contenders
-suffer very differently from other programs, and "others" in the table is how much of the processor
-those used. Images are noise of the shape of CIFAR-10 and SVHN: what is on them does not change the
-time of a step.
+its own that waits while the others work. With `--peer`, all of them compute on the processor. Run
+it on a machine that does nothing else: contenders suffer very differently from other programs, and
+"others" in the table is how much of the processor those used. Images are noise of the shape of
+CIFAR-10 and SVHN: what is on them does not change the time of a step.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from processes import Worker, pin_to_processor, require_torch
 from ad_keras.cli import flag, parse, run
 from ad_keras.errors import UsageError
 
-PARTS = ("training", "phases", "pipeline", "probe", "encoding", "startup", "scale")
+PARTS = ("training", "scale")
 PRECISIONS = ("float32", "mixed_bfloat16")
 
 _DISTURBED = 0.1  # share of the processor that others may use
@@ -37,25 +37,23 @@ _DISTURBED = 0.1  # share of the processor that others may use
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
-    """Measures training, encoding, probes and start-up on this machine."""
+    """Measures training on this machine."""
 
     parts: tuple[str, ...] = flag(
-        PARTS[:-1], "What to measure", f"which of {', '.join(PARTS)}; scale takes minutes more"
+        PARTS[:1], "What to measure", f"which of {', '.join(PARTS)}; scale takes minutes"
     )
     peer: bool = flag(False, "What to measure", "train PyTorch's implementations in turn with ours")
     precision: tuple[str, ...] = flag(PRECISIONS, "What to measure", "of ours")
     rounds: int = flag(5, "How long", "of training for each contender")
-    seconds: float = flag(4.0, "How long", "of a round, and of each other measurement")
+    seconds: float = flag(4.0, "How long", "of a round")
     batch_size: int = flag(64, "Sizes", "images of a mini-batch")
     base_filters: int = flag(64, "Sizes", "filters of the first convolution")
     latent_dim: int = flag(256, "Sizes", "size of the latent")
-    images: int = flag(50_000, "Sizes", "training images, and latents of the probe")
+    num_images: int = flag(50_000, "Sizes", "training images of the part training")
     scale_images: tuple[str, ...] = flag(
         ("10000", "50000", "500000"), "Sizes", "training images of the part scale"
     )
     scale_filters: int = flag(8, "Sizes", "base filters of the part scale, small to end in minutes")
-    dataset: str = flag("synth_digits", "Data", "of the part startup; prepared if need be")
-    data_dir: str | None = flag(None, "Data", "folder of prepared TensorFlow Datasets")
     output: str | None = flag(None, "Output", "JSON file for all figures")
 
     def __post_init__(self):
@@ -71,7 +69,7 @@ class BenchmarkConfig:
         if self.batch_size < 2:
             raise UsageError(f"--batch_size={self.batch_size} must be at least 2.")
         for name, count in (
-            ("images", str(self.images)),
+            ("num_images", str(self.num_images)),
             *(("scale_images", count) for count in self.scale_images),
         ):
             if not count.isdecimal() or int(count) < self.batch_size:
@@ -111,13 +109,13 @@ def main(argv: Sequence[str]) -> None:
     print(f"work: {total / 1e6:.1f} MFLOP an image in training ({shares})")
     for part in PARTS:
         if part in config.parts:
-            results[part] = globals()[f"_{part}"](config, operations)
+            results[part] = (_training if part == "training" else _scale)(config, operations)
     if config.output:
         Path(config.output).write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _training(config: BenchmarkConfig, operations: dict[str, float]) -> dict:
-    settings = {**config.networks, "images": config.images}
+    settings = {**config.networks, "images": config.num_images}
     contenders = {
         f"ad_keras {precision}": ("measurements", {"precision": precision})
         for precision in config.precision
@@ -211,80 +209,7 @@ def _training(config: BenchmarkConfig, operations: dict[str, float]) -> dict:
     return results
 
 
-def _phases(config: BenchmarkConfig, operations: dict[str, float]) -> dict:
-    results, rows = {}, []
-    for precision in config.precision:
-        times = _measure(
-            "phases", precision=precision, seconds=2 * config.seconds, **config.networks
-        )
-        results[precision] = times
-        for phase, seconds in times.items():
-            rows.append(
-                (
-                    f"{phase} {precision}",
-                    f"{1000 * seconds:.1f}",
-                    f"{seconds / sum(times.values()):.0%}",
-                    f"{operations[phase] / sum(operations.values()):.0%}",
-                    f"{operations[phase] * config.batch_size / seconds / 1e9:.0f}",
-                )
-            )
-    _table("Phases on a fixed mini-batch", ("", "ms", "of time", "of work", "GFLOP/s"), rows)
-    return results
-
-
-def _pipeline(config: BenchmarkConfig, _) -> dict:
-    settings = {"images": config.images, "batch_size": config.batch_size}
-    result = _measure("pipeline", **settings, seconds=config.seconds)
-    print(f"\nInput pipeline alone: {result['images_per_second']:.0f} images/s")
-    return result
-
-
-def _probe(config: BenchmarkConfig, _) -> dict:
-    result = _measure("probe", images=config.images, latent_dim=config.latent_dim)
-    _table(
-        f"Probes of {config.images} latents of {config.latent_dim}",
-        ("", "seconds"),
-        [(name, f"{seconds:.1f}") for name, seconds in result.items()],
-    )
-    return result
-
-
-def _encoding(config: BenchmarkConfig, _) -> list:
-    _say("encoding")
-    results = []
-    with Worker("measurements", "encoding", seconds=2 * config.seconds, **config.networks) as work:
-        while result := work.receive():
-            results.append(result)
-    _table(
-        "Encoding with the exported encoder",
-        ("", "batch", "images/s"),
-        [
-            (entry["way"], str(entry["batch"]), f"{entry['images_per_second']:.0f}")
-            for entry in results
-        ],
-    )
-    return results
-
-
-def _startup(config: BenchmarkConfig, _) -> dict:
-    result = _measure(
-        "startup", dataset=config.dataset, data_dir=config.data_dir, **config.networks
-    )
-    _table(
-        "Start-up of python -m ad_keras.train",
-        ("", "seconds"),
-        [
-            ("--help", f"{result['help']:.1f}"),
-            (
-                f"first step on {result['images']} images (data, first probe and pictures before)",
-                f"{result['first_step']:.1f}",
-            ),
-        ],
-    )
-    return result
-
-
-def _scale(config: BenchmarkConfig, _) -> list:
+def _scale(config: BenchmarkConfig, _: dict[str, float]) -> list:
     sizes = [int(count) for count in config.scale_images]
     cases = [(images, 1) for images in sizes] + [(min(sizes), epochs) for epochs in (2, 4)]
     settings = {**config.networks, "base_filters": config.scale_filters}
@@ -326,7 +251,9 @@ def _machine(config: BenchmarkConfig) -> dict[str, str]:
     versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
     return {
         "processor": f"{_processor()}, {os.cpu_count()} cores",
-        **({"devices": "the processor for all, GPUs are left out"} if config.peer else {}),
+        "devices": (
+            "the processor for all, GPUs are left out" if config.peer else "what TensorFlow finds"
+        ),
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
     }
 

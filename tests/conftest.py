@@ -70,6 +70,16 @@ def flags_of():
 
 
 @pytest.fixture
+def pytorch():
+    """Lets PyTorch use one thread: there is nothing to share in a step this small."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def outcome(monkeypatch, capsys):
     """Runs a program in this process: its exit status, stdout and stderr."""
 

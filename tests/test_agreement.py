@@ -1,5 +1,6 @@
 """`benchmarks/agreement.py`, and with it the whole core, against PAD written plainly in float64."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -149,14 +150,15 @@ class Plain:
         return {f"{n}/{k}": v.numpy() for n, net in both for k, v in net.weights.items()}
 
 
-def recording(condition, steps=STEPS):
+@functools.cache
+def recording(condition):
     rng = np.random.default_rng(7)
     plain = Plain(condition, rng)
     streams = {
-        "images": rng.integers(0, 256, (steps, BATCH, 32, 32, 3), np.uint8),
-        "wake_noise": rng.normal(size=(steps, BATCH, LATENT)).astype(np.float32),
-        "rem_noise": rng.normal(size=(steps, BATCH, LATENT)).astype(np.float32),
-        "mask": (rng.random((steps, 32, 32)) > 0.4).astype(np.float32),
+        "images": rng.integers(0, 256, (STEPS, BATCH, 32, 32, 3), np.uint8),
+        "wake_noise": rng.normal(size=(STEPS, BATCH, LATENT)).astype(np.float32),
+        "rem_noise": rng.normal(size=(STEPS, BATCH, LATENT)).astype(np.float32),
+        "mask": (rng.random((STEPS, 32, 32)) > 0.4).astype(np.float32),
     }
     arrays = {f"weights_0/{name}": value for name, value in plain.weights().items()}
     losses = []
@@ -169,22 +171,32 @@ def recording(condition, steps=STEPS):
         "base_filters": FILTERS,
         "latent_dim": LATENT,
         "batch_size": BATCH,
-        "seed": 7,
     }
     floats = {k: v.astype(np.float32) if k[0] == "w" else v for k, v in arrays.items()}
     return {**streams, **floats, "losses": np.array(losses), "settings": json.dumps(settings)}
 
 
-@pytest.fixture(scope="module")
-def full():
-    return recording("full")
+@pytest.fixture
+def saved(tmp_path):
+    """Saves a recording, changed; the flag that names it."""
+
+    def save(**changes):
+        arrays = {**recording("full"), **changes}
+        file = tmp_path / "steps.npz"
+        np.savez(file, **{key: value for key, value in arrays.items() if value is not None})
+        return f"--reference={file}"
+
+    return save
 
 
-@pytest.mark.parametrize("condition", ["full", "no_memory_mix", "no_rem", "no_nrem", "wake_only"])
-def test_thirty_steps_are_those_of_the_plain_algorithm(agreement, tmp_path, condition, full):
-    np.savez(tmp_path / "steps.npz", **(full if condition == "full" else recording(condition)))
+each_condition = pytest.mark.parametrize(
+    "condition", ["full", "no_memory_mix", "no_rem", "no_nrem", "wake_only"]
+)
 
-    found = agreement.follow(str(tmp_path / "steps.npz"))
+
+@each_condition
+def test_thirty_steps_are_those_of_the_plain_algorithm(agreement, condition):
+    found = agreement.follow(recording(condition))
 
     assert list(found) == [1, 3, 10, 30]
     assert found[3]["losses"][0] < 1e-4
@@ -193,31 +205,38 @@ def test_thirty_steps_are_those_of_the_plain_algorithm(agreement, tmp_path, cond
     assert found[30]["weights"][0] < 1e-3
 
 
-@pytest.mark.parametrize("condition", ["full", "no_memory_mix", "no_rem", "no_nrem", "wake_only"])
-def test_the_control_in_pytorch_is_the_plain_algorithm(agreement, tmp_path, condition, full):
-    pytest.importorskip("torch")
-    np.savez(tmp_path / "steps.npz", **(full if condition == "full" else recording(condition)))
-
-    found = agreement.follow(str(tmp_path / "steps.npz"), peer=True)
+@each_condition
+def test_the_control_in_pytorch_is_the_plain_algorithm(agreement, condition, pytorch):
+    found = agreement.follow(recording(condition), peer=True)
 
     for differences in found.values():
         assert differences["losses"][0] < 1e-9
         assert differences["weights"][0] < 1e-7
 
 
-def test_it_prints_the_differences_and_names_the_variable(agreement, tmp_path, outcome, full):
-    np.savez(tmp_path / "steps.npz", **full)
+def test_without_a_recording_the_control_makes_one_that_ours_follows(
+    agreement, outcome, image_folder, pytorch
+):
+    sizes = ("--batch_size=16", "--base_filters=8", "--latent_dim=16")
 
-    status, stdout, stderr = outcome(agreement.main, f"--reference={tmp_path / 'steps.npz'}")
+    status, stdout, stderr = outcome(agreement.main, f"--dataset={image_folder}", *sizes)
 
     assert (status, stderr) == (0, "")
+    assert "of ad_keras from PyTorch in float64, on the processor" in stdout
+    assert [line.split()[0] for line in stdout.splitlines()[2:]] == ["1", "3", "10", "30"]
+
+
+def test_it_prints_the_differences_and_names_the_variable(agreement, saved, outcome):
+    status, stdout, stderr = outcome(agreement.main, saved())
+
+    assert (status, stderr) == (0, "")
+    found = agreement.follow(recording("full"))
     lines = [line.split() for line in stdout.splitlines()[2:]]
     assert [line[0] for line in lines] == ["1", "3", "10", "30"]
-    for _, loss, loss_name, weight, weight_name in lines:
-        assert 0 <= float(loss) < 1e-3
-        assert 0 < float(weight) < 1e-3
-        assert loss_name in agreement.LOSSES
-        assert f"weights_0/{weight_name}" in full
+    for steps, *told in lines:
+        (loss, loss_name), (weight, weight_name) = found[int(steps)].values()
+        assert told == [f"{loss:.1e}", loss_name, f"{weight:.1e}", weight_name]
+        assert f"weights_0/{weight_name}" in recording("full")
 
 
 @pytest.mark.parametrize(
@@ -229,18 +248,13 @@ def test_it_prints_the_differences_and_names_the_variable(agreement, tmp_path, o
         ("losses", np.inf, "losses ("),
     ],
 )
-def test_more_than_rounding_ends_with_status_1(
-    agreement, tmp_path, outcome, full, key, factor, words
-):
-    steps = 3 if key == "losses" else 30
-    changed = {**full, key: full[key] * factor}
-    changed = {
-        k: v[:steps] if k in ("losses", "mask") or "noise" in k or k == "images" else v
-        for k, v in changed.items()
-    }
-    np.savez(tmp_path / "steps.npz", **changed)
+def test_more_than_rounding_ends_with_status_1(agreement, saved, outcome, key, factor, words):
+    full, steps = recording("full"), 3 if "3/" in key or key == "losses" else 30
+    streams = ("images", "wake_noise", "rem_noise", "mask", "losses")
+    changed = {name: full[name][:steps] for name in streams}
+    changed[key] = changed.get(key, full[key]) * factor
 
-    status, _, stderr = outcome(agreement.main, f"--reference={tmp_path / 'steps.npz'}")
+    status, _, stderr = outcome(agreement.main, saved(**changed))
 
     assert status == 1
     assert words in stderr
@@ -262,16 +276,23 @@ def test_more_than_rounding_ends_with_status_1(
         ({"losses": None}, "is not a recording"),
     ],
 )
-def test_what_is_no_recording_is_refused(agreement, tmp_path, outcome, full, change, words):
-    arrays = {key: value for key, value in {**full, **change}.items() if value is not None}
-    np.savez(tmp_path / "steps.npz", **arrays)
-    status, _, stderr = outcome(agreement.main, f"--reference={tmp_path / 'steps.npz'}")
+def test_what_is_no_recording_is_refused(agreement, saved, outcome, change, words):
+    status, _, stderr = outcome(agreement.main, saved(**change))
     assert status == 2
     assert words in stderr
     assert stderr.count("\n") == 1
 
 
-def test_a_missing_file_is_refused(agreement, outcome):
-    status, _, stderr = outcome(agreement.main, "--reference=nowhere.npz")
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--reference=nowhere.npz", "--reference=nowhere.npz is not a recording"),
+        ("--peer", "--peer follows a recording: name it with --reference."),
+        ("--batch_size=1", "--batch_size=1 is not possible"),
+    ],
+)
+def test_wrong_flags_are_refused(agreement, outcome, flag, message):
+    status, _, stderr = outcome(agreement.main, flag)
     assert status == 2
-    assert stderr.startswith("error: --reference=nowhere.npz is not a recording")
+    assert stderr.startswith(f"error: {message}")
+    assert stderr.count("\n") == 1

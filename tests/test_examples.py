@@ -5,9 +5,11 @@ import json
 import re
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import tensorflow as tf
+from nbclient import NotebookClient
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -87,3 +89,76 @@ def test_plain_keras_tells_the_whole_story_in_few_lines(
     picture = np.asarray(Image.open(tmp_path / "dreams.png"))
     assert picture.shape == (3 * 32, 12 * 32, 3)  # there are 12 test images
     assert picture[-32:].std() > 1
+
+
+@pytest.fixture
+def coloured(tmp_path):
+    """A folder of images in two classes, each of one colour."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 32), ("test", 5)):
+        for channel, name in enumerate(("red", "green")):
+            folder = tmp_path / "coloured" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 60, (32, 32, 3), np.uint8)
+                pixels[..., channel] += 180
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "coloured"
+
+
+def test_a_fine_tuned_classifier_tells_colours(coloured, tmp_path, capsys):
+    from ad_keras import PAD, build_encoder, build_generator, export_networks
+
+    sizes = {"latent_dim": 8, "base_filters": 4}
+    export_networks(PAD(build_encoder(**sizes), build_generator(**sizes)), tmp_path / "export")
+    flags = (f"--export={tmp_path / 'export'}", f"--dataset={coloured}", "--epochs=60")
+    example("classify").main(["classify", *flags])
+    frozen, tuned = re.findall(r": +([\d.]+)%", capsys.readouterr().out)
+    assert float(frozen) % 10 == 0  # of ten test images
+    assert float(tuned) == 100
+
+
+def test_classifying_without_an_export_says_so(outcome):
+    refused = outcome(example("classify").main, "--export=nowhere")
+    assert refused == (2, "", "error: nowhere is not an export: it has no encoder.keras.\n")
+
+
+@pytest.fixture
+def tutorial():
+    return nbformat.read(EXAMPLES / "tutorial.ipynb", as_version=4)
+
+
+def code_of(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_the_tutorial_runs(tutorial, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    (settings,) = [cell for cell in code_of(tutorial) if cell.source.startswith("DATASET")]
+    settings.source = f"DATASET, FILTERS, BATCH, EPOCHS = {str(image_folder)!r}, 4, 8, 2"
+
+    NotebookClient(tutorial, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+    assert (tmp_path / "saved_models" / "tutorial" / "encoder.keras").is_file()
+    assert "48 training images, 12 test images, classes cat, dog, owl" in str(tutorial)
+
+
+def test_the_tutorial_tells_what_it_found_without_being_run(tutorial):
+    assert (EXAMPLES / "tutorial.ipynb").stat().st_size < 300_000
+    cells = code_of(tutorial)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert {(o.output_type, o.get("name")) for o in outputs} == {
+        ("stream", "stdout"),
+        ("display_data", None),
+    }
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
+    text = "".join(output.get("text", "") for output in outputs)
+    assert len(re.findall(r"^epoch \d+: ", text, re.M)) == 8
+    for probe in ("ridge_probe", "linear_probe"):
+        before, after = re.findall(rf"{probe}: ([\d.]+)% before training, ([\d.]+)%", text)[0]
+        assert float(after) > float(before) + 10
+    assert re.search(r"/home|/root|/tmp|site-packages", str(tutorial)) is None
+    links = re.findall(r"\]\(((?!https)[^)]+)\)", str(tutorial))
+    assert [link for link in links if not (EXAMPLES / link).exists()] == []
+    assert len(links) > 3

@@ -3,8 +3,6 @@
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -106,35 +104,3 @@ def test_every_page_is_linked_from_the_readme_and_every_command_shown():
     missing = [page.name for page in PAGES[1:] if f"{page.relative_to(ROOT)})" not in readme]
     assert missing == []
     assert set(COMMANDS) <= {part for page in PAGES for line in commands(page) for part in line}
-
-
-def test_example_prints_both_accuracies(workplace, image_folder):
-    example = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "examples" / "classify.py"),
-            f"--export={workplace / 'saved_models' / 'synth_digits'}",
-            f"--dataset={image_folder}",
-            "--epochs=1",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert example.stderr == ""
-    frozen, tuned = (float(share) for share in re.findall(r": +([\d.]+)%", example.stdout))
-    # Of 12 test images: whole twelfths.
-    assert {round(frozen * 0.12, 1) % 1, round(tuned * 0.12, 1) % 1} == {0}
-
-
-def test_example_without_an_export_says_so(tmp_path):
-    example = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "classify.py"), "--export=nowhere"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert example.returncode == 2
-    assert example.stderr == "error: nowhere is not an export: it has no encoder.keras.\n"

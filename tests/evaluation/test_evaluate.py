@@ -221,29 +221,6 @@ def test_an_export_is_measured_like_its_run(evaluated, runs, tmp_path):
     assert of_run == pytest.approx(of_export, abs=0.03)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "name one of --run_dir"),
-        (["--run_dir=a", "--export=b"], "name one of --run_dir"),
-        (["--run_dir=nowhere"], "nowhere is not the folder of a run"),
-        (["--export=nowhere"], "--export=nowhere is not an existing folder"),
-        (["--run_dir=a", "--metrics=fdi"], "Did you mean fid"),
-        (["--run_dir=a", "--metrics=probe,kmn"], "Did you mean knn"),
-        (["--run_dir=a", "--dataset=cifr10"], "Did you mean cifar10"),
-        (["--run_dir=a", "--num_dreams=0"], "--num_dreams=0 is not possible"),
-        (["--run_dir=a", "--epoch=-1"], "--epoch=-1 is not possible"),
-        (["--export=a", "--epoch=1"], "an export has only one"),
-        (["--run_dir=a", "--features=resnet"], "--features"),
-    ],
-)
-def test_wrong_flags_are_one_line(evaluated, arguments, message):
-    status, printed, errors = evaluated(*arguments)
-    assert (status, printed) == (2, "")
-    assert message in errors
-    assert errors.count("\n") == 1
-
-
 def one_line(result, message):
     status, printed, errors = result
     assert (status, printed) == (2, "")

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from sklearn.manifold import trustworthiness
 
 from ad_keras.measures.maps import pca_map, tsne_map
 
@@ -14,28 +13,16 @@ def test_pca_equals_the_singular_value_decomposition_up_to_sign(count, width):
     np.testing.assert_allclose(explained, values[:2] ** 2 / np.sum(values**2), atol=1e-6)
 
 
-def test_pca_of_latents_in_a_plane_keeps_all_distances():
+def test_tsne_keeps_classes_together_and_repeats_with_its_seed():
     rng = np.random.default_rng(0)
-    plane = np.linalg.qr(rng.normal(size=(10, 2)))[0]
-    latents = rng.normal(size=(50, 2)) @ plane.T
-    coordinates, explained = pca_map(latents)
-    distances = np.linalg.norm(coordinates[:, np.newaxis] - coordinates, axis=-1)
-    expected = np.linalg.norm(latents[:, np.newaxis] - latents, axis=-1)
-    np.testing.assert_allclose(distances, expected, atol=1e-5)
-    assert explained.sum() == pytest.approx(1.0)
-
-
-def test_tsne_keeps_neighbours_together_and_repeats_with_its_seed():
-    rng = np.random.default_rng(0)
-    labels = np.arange(120) % 3
-    latents = 10 * np.eye(3, 8)[labels] + rng.normal(size=(120, 8))
-    coordinates = tsne_map(latents, perplexity=15, seed=1)
-    assert coordinates.shape == (120, 2)
-    assert trustworthiness(latents, coordinates, n_neighbors=10) > 0.85
+    labels = np.arange(60) % 3
+    latents = 10 * np.eye(3, 8)[labels] + rng.normal(size=(60, 8))
+    coordinates = tsne_map(latents, perplexity=9, seed=1)
+    assert coordinates.shape == (60, 2)
     distances = np.linalg.norm(coordinates[:, np.newaxis] - coordinates, axis=-1)
     np.fill_diagonal(distances, np.inf)
     np.testing.assert_array_equal(labels[distances.argmin(axis=1)], labels)
-    np.testing.assert_array_equal(coordinates, tsne_map(latents, perplexity=15, seed=1))
+    np.testing.assert_array_equal(coordinates, tsne_map(latents, perplexity=9, seed=1))
 
 
 @pytest.mark.parametrize("latent_map", [pca_map, tsne_map])
