@@ -16,7 +16,7 @@ from ad_keras.data.pixels import as_signed
 from ad_keras.pad.adversaries import Minimax
 from ad_keras.pad.agreement import Contrast, LatentDistance
 from ad_keras.pad.hippocampus import Hippocampus
-from ad_keras.pad.losses import kl_loss, reconstruction_loss
+from ad_keras.pad.losses import gradient_penalty_loss, kl_loss, reconstruction_loss
 from ad_keras.pad.mixing import Mixing
 from ad_keras.pad.parts import require
 from ad_keras.pad.perturbations import Occlusion
@@ -31,6 +31,7 @@ LOSSES = {
     "reconstruction": "wake",
     "kl": "wake",
     "external": "wake",
+    "gradient_penalty": "wake",
     "agreement": "wake",
     "recovery": "nrem",
     "internal": "rem",
@@ -87,6 +88,8 @@ class PAD(keras.Model):
         kl_weight: of the latents' divergence from the prior in wake, 0 or more.
         external_weight: of the loss of calling images external in wake, 0 or more; with 0 it is
             left out.
+        gradient_penalty_weight: gamma of the R1 penalty on the discriminator's gradient at images
+            in wake, 0 or more; with 0, the default, it is left out.
         agreement_weight: of the agreement loss in wake, above 0.
         recovery_weight: of the recovery loss in NREM, above 0.
         internal_weight: of the loss of calling dreams internal in REM, above 0.
@@ -120,6 +123,7 @@ class PAD(keras.Model):
         reconstruction_weight: float = 1.0,
         kl_weight: float = 1.0,
         external_weight: float = 1.0,
+        gradient_penalty_weight: float = 0.0,
         agreement_weight: float = 1.0,
         recovery_weight: float = 1.0,
         internal_weight: float = 1.0,
@@ -145,9 +149,13 @@ class PAD(keras.Model):
         for weight, value in (
             ("kl_weight", kl_weight),
             ("external_weight", external_weight),
+            ("gradient_penalty_weight", gradient_penalty_weight),
             ("wake_noise_variance", wake_noise_variance),
         ):
             require(value >= 0, weight, value, "0 or more")
+        allowed = "0 without an external loss"
+        learns = external_weight > 0 or not gradient_penalty_weight
+        require(learns, "gradient_penalty_weight", gradient_penalty_weight, allowed)
         require(
             nrem_memories in ("single", "mixed"),
             "nrem_memories",
@@ -167,6 +175,7 @@ class PAD(keras.Model):
         self.reconstruction_weight = reconstruction_weight
         self.kl_weight = kl_weight
         self.external_weight = external_weight
+        self.gradient_penalty_weight = gradient_penalty_weight
         self.agreement_weight = agreement_weight
         self.recovery_weight = recovery_weight
         self.internal_weight = internal_weight
@@ -186,12 +195,15 @@ class PAD(keras.Model):
             aggregation="only_first_replica",
             name="step",
         )
-        absent = {"external"} if not external_weight else set()
-        absent |= {"agreement"} if glimpse is None else set()
+        optional = {
+            "external": external_weight,
+            "gradient_penalty": gradient_penalty_weight,
+            "agreement": glimpse is not None,
+        }
         names = [
             f"{phase}/{loss}_loss"
             for loss, phase in LOSSES.items()
-            if phase in phases and loss not in absent
+            if phase in phases and optional.get(loss, True)
         ]
         if external_weight:
             names.append("wake/external_probability")
@@ -433,7 +445,10 @@ class PAD(keras.Model):
         self.compile(**config)
 
     def _wake_losses(self, images: tf.Tensor, key: tf.Tensor) -> tuple[dict, tf.Tensor]:
-        outputs = self.encoder(images, training=True)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            if self.gradient_penalty_weight:
+                tape.watch(images)
+            outputs = self.encoder(images, training=True)
         latents = remembered = outputs["latent"]
         if self.wake_noise_variance:
             remembered += self.wake_noise(latents, key)
@@ -445,6 +460,9 @@ class PAD(keras.Model):
         if self.external_weight:
             losses["external"] = self.adversary.external(outputs["external_logit"])
             self._record_probability("wake", outputs["external_logit"])
+        if self.gradient_penalty_weight:
+            gradients = tape.gradient(outputs["external_logit"], images)
+            losses["gradient_penalty"] = gradient_penalty_loss(gradients)
         if self.glimpse is not None:
             glimpsed = self._perceive(self.glimpse, images, draws.fold_in(key, 1), self.agreement)
             losses["agreement"] = self.agreement(latents, glimpsed)

@@ -61,6 +61,7 @@ def build_model(config: Config, **parts) -> PAD:
         reconstruction_weight=config.reconstruction_weight,
         kl_weight=config.kl_weight,
         external_weight=config.external_weight,
+        gradient_penalty_weight=config.gradient_penalty_weight,
         agreement_weight=config.agreement_weight,
         recovery_weight=config.recovery_weight,
         internal_weight=config.internal_weight,

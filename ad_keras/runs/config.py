@@ -134,6 +134,9 @@ class Config:
         "the discriminator's losses",
         ("minimax", "non_saturating", "hinge", "least_squares"),
     )
+    gradient_penalty_weight: float = flag(
+        0.0, _PARTS, "gamma of the R1 penalty on the discriminator in wake (0: none)"
+    )
 
     epochs: int = flag(50, _TRAINING, "passes over the training images")
     batch_size: int = flag(64, _TRAINING, "images of a mini-batch; an incomplete one is dropped")
@@ -205,6 +208,12 @@ class Config:
             self._require(name, getattr(self, name) > 0, "above 0; --phases leaves a phase out")
         for name in ("kl_weight", "external_weight", "wake_noise_variance"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("gradient_penalty_weight", self.gradient_penalty_weight >= 0, "0 or more")
+        self._require(
+            "gradient_penalty_weight",
+            self.external_weight > 0 or not self.gradient_penalty_weight,
+            "0 with --external_weight=0",
+        )
         for name in ("encoder_learning_rate", "generator_learning_rate"):
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in ("beta_1", "beta_2"):

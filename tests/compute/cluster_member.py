@@ -27,6 +27,7 @@ SETTINGS = {
         "hippocampus_capacity": 30,
         "mixing": "component",
         "adversary": "hinge",
+        "gradient_penalty_weight": 0.5,
         "glimpse": ("crop", "noise"),
         "agreement": "vicreg",
         "agreement_weight": 0.04,

@@ -49,6 +49,7 @@ OTHER_VALUES = {
     "views": 3,
     "temperature": 0.5,
     "adversary": "hinge",
+    "gradient_penalty_weight": 0.25,
     "epochs": 3,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
@@ -106,6 +107,7 @@ REFUSED = [
     ("views", "1", "at least 2"),
     ("temperature", "0.0", "above 0"),
     ("adversary", "none", "minimax|non_saturating|hinge|least_squares"),
+    ("gradient_penalty_weight", "-1.0", "0 or more"),
     ("epochs", "0", "at least 1"),
     ("epochs", "many", "whole number"),
     ("batch_size", "1", "at least 2"),
@@ -248,7 +250,15 @@ def test_every_flagfile_says_how_to_use_it_and_can_be_parsed():
         command_line(f"--flagfile={file}")
 
 
-@pytest.mark.parametrize("changes", [{}, OTHER_VALUES])
+def test_a_penalty_on_a_discriminator_that_does_not_learn_is_refused():
+    with pytest.raises(UsageError, match=r"=1.0 is not possible: it must be 0 with --external"):
+        command_line("--external_weight=0", "--gradient_penalty_weight=1")
+
+
+JSON_VALUES = {**OTHER_VALUES, "external_weight": 2.0}
+
+
+@pytest.mark.parametrize("changes", [{}, JSON_VALUES])
 def test_json_keeps_every_flag(changes):
     config = Config(**changes)
     text = config.to_json()
