@@ -787,7 +787,7 @@ def test_wake_descends_the_penalty_on_the_discriminators_gradient(dtype, toleran
 OTHER_PARTS = {
     "hippocampus": "associative",
     "mixing": "many_memories",
-    "perturbation": ("crop", "shift", "rotation", "flip", "colour", "grey", "blur", "noise"),
+    "perturbation": ("crop", "rotation", "noise"),
     "recovery": "contrast",
     "glimpse": ("crop", "occlusion"),
     "agreement": "vicreg",
@@ -800,7 +800,7 @@ def test_a_model_of_other_parts_is_saved_loaded_and_continued_bit_for_bit(tmp_pa
     small = {"base_filters": 2, "latent_dim": 4, "batch_size": 4, "hippocampus_capacity": 6}
     model = build_model(Config(**small, **OTHER_PARTS))
     model.run_eagerly = True  # tracing so many parts takes longer than they do
-    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     batches = tf.data.Dataset.from_tensor_slices(images).batch(4)
     history = model.fit(batches, verbose=0, shuffle=False).history
     assert {"wake/agreement_loss", "nrem/recovery_loss", "rem/internal_loss"} <= set(history)
