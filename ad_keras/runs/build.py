@@ -44,6 +44,7 @@ def build_model(config: Config, **parts) -> PAD:
         "base_filters": config.base_filters,
         "seed": config.seed,
         "dtype": config.precision,
+        "network": config.network,
     }
     described = {
         "hippocampus": _hippocampus(config),

@@ -73,6 +73,7 @@ class Config:
     image_size: int = flag(32, _DATA, "side of the images in pixels: 32, 64 or 128")
     train_examples: int = flag(0, _DATA, "number of training images to use (0: all)")
 
+    network: str = flag("paper", _NETWORKS, "of encoder and generator", ("paper", "residual"))
     latent_dim: int = flag(256, _NETWORKS, "size of the latent")
     base_filters: int = flag(64, _NETWORKS, "filters of the first block; each next doubles them")
 

@@ -20,6 +20,7 @@ PARTS = (("new", 0, 1), ("warm", WARM_UP, WARM_UP + COMPARED))
 SETTINGS = {
     **CONDITIONS,
     "other_parts": {
+        "network": "residual",
         "mask_per": "image",
         "perturbation": ("crop", "colour", "occlusion"),
         "recovery": "contrast",

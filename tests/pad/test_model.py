@@ -785,6 +785,7 @@ def test_wake_descends_the_penalty_on_the_discriminators_gradient(dtype, toleran
 
 
 OTHER_PARTS = {
+    "network": "residual",
     "hippocampus": "associative",
     "mixing": "many_memories",
     "perturbation": ("crop", "rotation", "noise"),
