@@ -223,7 +223,8 @@ class PAD(keras.Model):
         Args:
             encoder_optimizer: of the encoder with the discriminator's head, and of parts that
                 learn, shared by all phases; None for the paper's Adam (learning rate 2e-4, beta_1
-                0.5, beta_2 0.999).
+                0.5, beta_2 0.999). A schedule of its learning rate counts updates, which are one in
+                each phase of a step.
             generator_optimizer: of the generator, likewise.
             **kwargs: `run_eagerly`, `jit_compile`, `steps_per_execution` of `keras.Model.compile`.
 

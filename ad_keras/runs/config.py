@@ -143,6 +143,10 @@ class Config:
     batch_size: int = flag(64, _TRAINING, "images of a mini-batch; an incomplete one is dropped")
     encoder_learning_rate: float = flag(2e-4, _TRAINING, "learning rate of the encoder's Adam")
     generator_learning_rate: float = flag(2e-4, _TRAINING, "learning rate of the generator's Adam")
+    schedule: str = flag(
+        "constant", _TRAINING, "of the learning rates over --epochs", ("constant", "cosine")
+    )
+    warmup_epochs: float = flag(0.0, _TRAINING, "epochs in which the learning rates rise from 0")
     beta_1: float = flag(0.5, _TRAINING, "decay of Adam's momentum")
     beta_2: float = flag(0.999, _TRAINING, "decay of Adam's second moment")
     precision: str = flag("float32", _TRAINING, "of the networks", ("float32", "mixed_bfloat16"))
@@ -217,6 +221,8 @@ class Config:
         )
         for name in ("encoder_learning_rate", "generator_learning_rate"):
             self._require(name, getattr(self, name) > 0, "above 0")
+        warm = 0 <= self.warmup_epochs < self.epochs
+        self._require("warmup_epochs", warm, f"0 or more, and below --epochs ({self.epochs})")
         for name in ("beta_1", "beta_2"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("mix_recent", "mix_memories", "occlusion_min", "occlusion_max"):
@@ -317,7 +323,7 @@ RUN_ONLY = frozenset(
     }
 )
 """Flags that a continued run may change: no weight at a given step depends on them, except for
-rounding, which other devices do differently."""
+rounding, which other devices do differently, and for `epochs` with a cosine schedule."""
 
 
 def _is_path(dataset: str) -> bool:

@@ -98,7 +98,7 @@ def export_metadata(config: Config, model: PAD) -> dict:
         "run": config.run_path.name,
         "epochs": epochs_behind(config.run_path, config, model),
         "flags": dataclasses.asdict(config),
-        "model": describe_model(model),
+        "model": read_record(config.run_path, "model.json"),
     }
 
 
