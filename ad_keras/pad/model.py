@@ -5,7 +5,8 @@ and adversarial dreaming", eLife 11:e76384. Symbols in docstrings are the paper'
 latents, E encoder, G generator, d discriminator.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -96,6 +97,8 @@ class PAD(keras.Model):
         wake_noise_variance: of Gaussian noise added to the latents that wake reconstructs from,
             0 or more.
         nrem_memories: what NREM replays: "single" memories, or "mixed" ones as REM does.
+        average_weights: decay of a moving average of the networks' weights, at least 0 and below 1;
+            0, the default, keeps none. Training does not use it: see `averaged_weights`.
         seed: of the wake noise, the perturbations and the dreams' noise. Together with `step` it
             determines every random number, so training can be continued exactly.
         name: of the model.
@@ -129,6 +132,7 @@ class PAD(keras.Model):
         internal_weight: float = 1.0,
         wake_noise_variance: float = 0.0,
         nrem_memories: str = "single",
+        average_weights: float = 0.0,
         seed: int = 0,
         name: str = "pad",
         **kwargs,
@@ -162,6 +166,8 @@ class PAD(keras.Model):
             repr(nrem_memories),
             "'single' or 'mixed'",
         )
+        allowed = "at least 0 and below 1"
+        require(0 <= average_weights < 1, "average_weights", average_weights, allowed)
         self.encoder = encoder
         self.generator = generator
         self.hippocampus = hippocampus if hippocampus is not None else Hippocampus()
@@ -181,6 +187,7 @@ class PAD(keras.Model):
         self.internal_weight = internal_weight
         self.wake_noise_variance = wake_noise_variance
         self.nrem_memories = nrem_memories
+        self.average_weights = average_weights
         self.seed = seed
         latents_shape = (None, generator.inputs[0].shape[-1])
         for part in self.parts_with_weights.values():
@@ -195,6 +202,17 @@ class PAD(keras.Model):
             aggregation="only_first_replica",
             name="step",
         )
+        self.averages = [
+            self.add_weight(
+                shape=weight.shape,
+                initializer=lambda shape, dtype, start=weight: tf.convert_to_tensor(start.value),
+                dtype=weight.dtype,
+                trainable=False,
+                aggregation="only_first_replica",
+                name=f"average_{weight.path.replace('/', '_')}",
+            )
+            for weight in (self._network_weights() if average_weights else ())
+        ]
         optional = {
             "external": external_weight,
             "gradient_penalty": gradient_penalty_weight,
@@ -296,6 +314,8 @@ class PAD(keras.Model):
                 self.nrem(latents, recalled)
             else:
                 self.rem(latents, recalled)
+        if self.average_weights:
+            self._average()
         self.step.assign_add(1)
         return self.get_metrics_result()
 
@@ -389,6 +409,26 @@ class PAD(keras.Model):
         """
         return self.wake_noise_variance**0.5 * replicas.normal(latents, key)
 
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Lends the networks the averages of their weights; without `average_weights`, nothing.
+
+        `with model.averaged_weights():` is for looking at a model, not for training it.
+        """
+        own = [(weight, weight.numpy()) for weight, _ in self.averaged]
+        try:
+            for weight, average in self.averaged:
+                weight.assign(average.numpy())
+            yield
+        finally:
+            for weight, value in own:
+                weight.assign(value)
+
+    @property
+    def averaged(self) -> list[tuple[keras.Variable, keras.Variable]]:
+        """Each of the networks' weights with its average; empty without `average_weights`."""
+        return list(zip(self._network_weights(), self.averages, strict=False))
+
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """One mean for each loss, and for each probability of the discriminator."""
@@ -410,6 +450,7 @@ class PAD(keras.Model):
             *(f"{loss}_weight" for loss in LOSSES),
             "wake_noise_variance",
             "nrem_memories",
+            "average_weights",
             "seed",
         )
         return {
@@ -510,6 +551,21 @@ class PAD(keras.Model):
         _apply(self.encoder_optimizer, encoder_gradients, self.encoder_variables)
         generator_variables = self.generator.trainable_variables
         _apply(self.generator_optimizer, generator_gradients, generator_variables)
+
+    def _network_weights(self) -> list[keras.Variable]:
+        weights = [*self.encoder.weights, *self.generator.weights]
+        return [weight for weight in weights if tf.as_dtype(weight.dtype).is_floating]
+
+    def _average(self) -> None:
+        # Not the optimizers' `use_ema`: it averages after each update, of which phases make
+        # several a step, and `keras.callbacks.SwapEMAWeights` knows one optimizer only.
+        step = tf.cast(self.step.value, tf.float32)
+        decay = tf.minimum(
+            self.average_weights, (1.0 + step) / (10.0 + step)
+        )  # soon forgets step 0
+        for weight, average in self.averaged:
+            difference = weight.value - average.value
+            average.assign_add(tf.cast(1.0 - decay, difference.dtype) * difference)
 
     def _record_probability(self, phase: str, logits: tf.Tensor) -> None:
         probability = replicas.mean(tf.reduce_mean(tf.sigmoid(logits)))

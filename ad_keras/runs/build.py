@@ -68,6 +68,7 @@ def build_model(config: Config, **parts) -> PAD:
         internal_weight=config.internal_weight,
         wake_noise_variance=config.wake_noise_variance,
         nrem_memories=config.nrem_memories,
+        average_weights=config.average_weights,
         seed=config.seed,
         **{**described, **parts},
     )

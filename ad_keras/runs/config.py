@@ -147,6 +147,9 @@ class Config:
         "constant", _TRAINING, "of the learning rates over --epochs", ("constant", "cosine")
     )
     warmup_epochs: float = flag(0.0, _TRAINING, "epochs in which the learning rates rise from 0")
+    average_weights: float = flag(
+        0.0, _TRAINING, "decay of averages of the weights, to be probed and exported (0: none)"
+    )
     beta_1: float = flag(0.5, _TRAINING, "decay of Adam's momentum")
     beta_2: float = flag(0.999, _TRAINING, "decay of Adam's second moment")
     precision: str = flag("float32", _TRAINING, "of the networks", ("float32", "mixed_bfloat16"))
@@ -223,7 +226,7 @@ class Config:
             self._require(name, getattr(self, name) > 0, "above 0")
         warm = 0 <= self.warmup_epochs < self.epochs
         self._require("warmup_epochs", warm, f"0 or more, and below --epochs ({self.epochs})")
-        for name in ("beta_1", "beta_2"):
+        for name in ("beta_1", "beta_2", "average_weights"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("mix_recent", "mix_memories", "occlusion_min", "occlusion_max"):
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")

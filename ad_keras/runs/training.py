@@ -150,7 +150,8 @@ def train(
             log = LossLog(writer, config.log_every, steps)
             own = [steps, *scheduled, Progress(steps), log, guard, reports]
             _fit(config, cluster, model, images, steps, guard, [*own, *callbacks])
-            gallery.embed(model)
+            with model.averaged_weights():
+                gallery.embed(model)
         if export:
             export_networks(model, config.export_path, export_metadata(config, model))
         cluster.wait()  # only now may the others leave

@@ -29,6 +29,7 @@ SETTINGS = {
         "mixing": "component",
         "adversary": "hinge",
         "gradient_penalty_weight": 0.5,
+        "average_weights": 0.9,
         "glimpse": ("crop", "noise"),
         "agreement": "vicreg",
         "agreement_weight": 0.04,

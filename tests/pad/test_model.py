@@ -608,6 +608,7 @@ def test_the_full_model_has_the_papers_settings_by_default():
             "gradient_penalty_weight": 0.0,
             "wake_noise_variance": 0.0,
             "nrem_memories": "single",
+            "average_weights": 0.0,
             "seed": 0,
         }
 
@@ -784,6 +785,7 @@ def test_wake_descends_the_penalty_on_the_discriminators_gradient(dtype, toleran
     assert "wake/gradient_penalty_loss" not in plain.get_metrics_result()
 
 
+TINY = {"base_filters": 2, "latent_dim": 4, "batch_size": 4}
 OTHER_PARTS = {
     "network": "residual",
     "hippocampus": "associative",
@@ -794,12 +796,46 @@ OTHER_PARTS = {
     "agreement": "vicreg",
     "adversary": "least_squares",
     "gradient_penalty_weight": 0.5,
+    "average_weights": 0.9,
 }
 
 
+def averages(model):
+    return {weight.path: average.numpy().copy() for weight, average in model.averaged}
+
+
+def test_averages_follow_the_weights_after_each_step_and_serve_only_while_they_are_lent():
+    model = new_model(average_weights=0.3)
+    model.run_eagerly = True
+    expected = averages(model)
+    for step in range(4):
+        model.train_step(pixels(step))
+        decay = min(0.3, (1 + step) / (10 + step))
+        for path, value in weights(model).items():
+            expected[path] = decay * expected[path] + (1 - decay) * value
+    for path, value in averages(model).items():
+        np.testing.assert_allclose(value, expected[path], atol=1e-6, err_msg=path)
+    before, lent = everything_kept(model), averages(model)
+    with model.averaged_weights():
+        assert_equal(weights(model), lent)
+        assert moved(weights(model), before) == TRUNK | LATENT_HEAD | EXTERNAL_HEAD | GENERATOR
+    assert_equal(everything_kept(model), before)
+    assert_equal(averages(model), lent)
+
+
+def test_averages_start_from_the_weights_and_change_nothing_in_training():
+    with_averages, without = (build_model(Config(**TINY, average_weights=a)) for a in (0.9, 0.0))
+    assert_equal(averages(with_averages), weights(with_averages))
+    assert averages(without) == {}
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    for model in (with_averages, without):
+        model.train_step(images)
+    assert_equal(everything_kept(with_averages), everything_kept(without))
+    assert len(with_averages.weights) == len(without.weights) + len(weights(without))
+
+
 def test_a_model_of_other_parts_is_saved_loaded_and_continued_bit_for_bit(tmp_path):
-    small = {"base_filters": 2, "latent_dim": 4, "batch_size": 4, "hippocampus_capacity": 6}
-    model = build_model(Config(**small, **OTHER_PARTS))
+    model = build_model(Config(**TINY, hippocampus_capacity=6, **OTHER_PARTS))
     model.run_eagerly = True  # tracing so many parts takes longer than they do
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     batches = tf.data.Dataset.from_tensor_slices(images).batch(4)
@@ -810,6 +846,7 @@ def test_a_model_of_other_parts_is_saved_loaded_and_continued_bit_for_bit(tmp_pa
     for each in (model, loaded):
         each.fit(batches, verbose=0, shuffle=False)
     assert_equal(everything_kept(loaded), everything_kept(model))
+    assert_equal(averages(loaded), averages(model))
 
 
 def test_every_name_of_a_part_gives_a_part_that_describes_itself():

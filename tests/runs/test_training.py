@@ -868,6 +868,7 @@ class Rates(keras.callbacks.Callback):
 def test_a_scheduled_run_continues_bit_for_bit(tiny, tmp_path, state_of, assert_same_state):
     options = {"schedule": "cosine", "warmup_epochs": 0.34, "encoder_learning_rate": 1e-3}
     options |= {"phases": ("wake", "rem"), "epochs": 1, "train_examples": 24}
+    options |= {"average_weights": 0.9}
     whole, parts = (tiny(tmp_path / place, **options) for place in ("whole", "parts"))
     seen = [Rates(), Rates(), Rates()]
     train(whole, [seen[0]], build=eagerly, export=False)
@@ -878,6 +879,14 @@ def test_a_scheduled_run_continues_bit_for_bit(tiny, tmp_path, state_of, assert_
     np.testing.assert_allclose(list(seen[0].seen.values()), expected, rtol=1e-5, atol=1e-12)
     assert seen[1].seen == seen[0].seen
     assert_same_state(state_of(parts.run_path), state_of(whole.run_path))
+    # What is looked at are the averages.
+    model = restore_run(whole.run_path)[1]
+    averages = {
+        name: value for name, value in state_of(whole.run_path).items() if "/averages/" in name
+    }
+    for number, (weight, average) in enumerate(model.averaged):
+        saved = averages[f"model/averages/{number}/.ATTRIBUTES/VARIABLE_VALUE"]
+        assert weight.numpy().tobytes() == average.numpy().tobytes() == saved.tobytes()
     # What an export says of the optimizers does not depend on when it is made.
     described = export_metadata(*restore_run(whole.run_path))["model"]["encoder_optimizer"]
     assert described["config"]["learning_rate"] == pytest.approx(1e-3)
