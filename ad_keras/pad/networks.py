@@ -242,9 +242,10 @@ def _initializers(seeds: Iterator[int], fan_in: int) -> dict:
 
 
 def _scaled(seeds: Iterator[int], fan_in: int) -> dict:
-    """Weights that keep the variance of what they are applied to; biases of zero.
+    """The same, but with weights that keep the variance of what they are applied to.
 
     At N(0, 0.02) a narrow shortcut would start as good as cut.
     """
     deviation = 1.0 / math.sqrt(fan_in)
-    return {"kernel_initializer": keras.initializers.RandomNormal(0.0, deviation, next(seeds))}
+    kernel = keras.initializers.RandomNormal(0.0, deviation, seed=next(seeds))
+    return {**_initializers(seeds, fan_in), "kernel_initializer": kernel}
