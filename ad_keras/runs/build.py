@@ -92,7 +92,10 @@ def _hippocampus(config: Config) -> Hippocampus:
 def _agreement(config: Config, name: str) -> Part:
     if name == "contrast":
         return agreement.Contrast(config.temperature, config.views)
-    return agreement.VICReg(views=config.views) if name == "vicreg" else agreement.LatentDistance()
+    if name == "distance":
+        return agreement.LatentDistance()
+    kind = agreement.VICReg if name == "vicreg" else agreement.CodingRate
+    return kind(views=config.views)
 
 
 def _perturbation(config: Config, names: tuple[str, ...]) -> Part:

@@ -41,7 +41,7 @@ PERTURBATIONS = (
 )
 """What `--perturbation` and `--glimpse` may name; a class of `ad_keras.pad` each."""
 
-_AGREEMENTS = ("distance", "contrast", "vicreg")
+_AGREEMENTS = ("distance", "contrast", "vicreg", "coding_rate")
 
 _DATA, _NETWORKS, _PHASES, _PARTS, _TRAINING, _RUN = (
     "Data",
@@ -127,7 +127,7 @@ class Config:
     recovery: str = flag("distance", _PARTS, "NREM's loss between latents", _AGREEMENTS)
     agreement: str = flag("contrast", _PARTS, "the loss between glimpses' latents", _AGREEMENTS)
     agreement_weight: float = flag(1.0, _PARTS, "of that loss in wake")
-    views: int = flag(2, _PARTS, "perturbed views of each image that contrast and vicreg compare")
+    views: int = flag(2, _PARTS, "perturbed views of each image that all but distance compare")
     temperature: float = flag(0.2, _PARTS, "of contrast")
     adversary: str = flag(
         "minimax",

@@ -856,7 +856,7 @@ def test_every_name_of_a_part_gives_a_part_that_describes_itself():
         for choice in fields[name].metadata["choices"]:
             part = getattr(build_model(Config(base_filters=2, **{name: choice})), name)
             seen.add((name, str(keras.saving.serialize_keras_object(part))))
-    assert len(seen) == 4 + 4 + 3 + 3 + 4
+    assert len(seen) == 4 + 4 + 4 + 4 + 4
     for name in PERTURBATIONS:
         part = build_model(Config(base_filters=2, glimpse=(name,))).glimpse
         assert type(part).__name__.lower() == name
