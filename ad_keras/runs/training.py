@@ -110,7 +110,8 @@ def train(
         _refuse_other_model(config, records["model.json"])
     schedule = _schedule(config, steps_per_epoch)
     # A checkpoint has the rates of its step.
-    rates = [float(o.learning_rate) for o in (model.encoder_optimizer, model.generator_optimizer)]
+    optimizers = (model.encoder_optimizer, model.generator_optimizer)
+    rates = [float(optimizer.learning_rate.numpy()) for optimizer in optimizers]
     with _run_folder(config, cluster, records) as folder, failures_explained(folder):
         checkpoints = Checkpoints(model, folder)
         notes = checkpoints.restore()
