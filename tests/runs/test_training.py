@@ -28,7 +28,8 @@ from ad_keras.data import load, validation_split
 from ad_keras.errors import Interrupted, RunError, UsageError
 from ad_keras.runs import callbacks, reports
 from ad_keras.runs.build import build_model
-from ad_keras.runs.config import RUN_ONLY
+from ad_keras.runs.config import RUN_ONLY, Config
+from ad_keras.runs.parts import describe_model, difference
 from ad_keras.runs.restore import export_metadata, restore_export, restore_run
 from ad_keras.runs.training import train
 
@@ -895,3 +896,12 @@ def test_a_scheduled_run_continues_bit_for_bit(tiny, tmp_path, state_of, assert_
     share = (1 + np.cos(np.pi * np.array([2, 3, 4]) / 5)) / 2
     found = np.array(list(seen[2].seen.values()))
     np.testing.assert_allclose(found, np.outer(share, [1e-3, 2e-4]), rtol=1e-5)
+
+
+def test_a_run_of_an_earlier_version_has_the_defaults_of_later_settings():
+    now = describe_model(build_model(Config(base_filters=2, latent_dim=2)))
+    later = ("average_weights", "gradient_penalty_weight")
+    before = {name: value for name, value in now.items() if name not in later}
+    assert difference(before, now) == ""
+    changed = difference(before, {**now, "average_weights": 0.9})
+    assert changed == "average_weights was 0.0 and is 0.9"
