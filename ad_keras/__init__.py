@@ -23,7 +23,7 @@ _HOMES = {
     name: f"ad_keras.{module}"
     for module, names in {
         "pad.adversaries": ("Hinge", "LeastSquares", "Minimax", "NonSaturating"),
-        "pad.agreement": ("Contrast", "LatentDistance", "VICReg"),
+        "pad.agreement": ("CodingRate", "Contrast", "LatentDistance", "VICReg"),
         "pad.augmentations": (
             *("Blur", "Chain", "Colour", "Crop", "Flip", "Grey", "Noise", "Rotation", "Shift"),
         ),

@@ -131,6 +131,50 @@ class VICReg(Part):
         )
 
 
+@keras.saving.register_keras_serializable("ad_keras")
+class CodingRate(Part):
+    """Total coding rate of views, as in EMP-SSL (Tong et al. 2023, arXiv 2304.03977).
+
+    Each view is pulled to the mean of its memory's views. What keeps them from collapsing is the
+    rate R = log det(I + N / (B distortion) Z^T Z) / 2 of the mini-batch's B latents of N
+    dimensions, scaled to length 1: it is the larger, the more evenly they spread. The loss is the
+    mean over views of -R - similarity cos(view, mean).
+
+    Args:
+        similarity: weight of the cosine against the rate, 0 or more.
+        distortion: epsilon squared of the rate, above 0.
+        views: perturbed views of each memory, at least 2.
+
+    Raises:
+        ValueError: if an argument is not possible.
+    """
+
+    def __init__(self, similarity: float = 200.0, distortion: float = 0.2, views: int = 2) -> None:
+        require(similarity >= 0, "similarity", similarity, "0 or more")
+        require(distortion > 0, "distortion", distortion, "above 0")
+        require(views >= 2, "views", views, "at least 2")
+        self.similarity = similarity
+        self.distortion = distortion
+        self.views = views
+
+    def __call__(self, replayed: tf.Tensor, recovered: tf.Tensor) -> tf.Tensor:
+        """Compares the views of all memories; the memories themselves are not used.
+
+        Args:
+            replayed: [B, latent_dim].
+            recovered: [views, B, latent_dim].
+        """
+        views = [replicas.gather(view) for view in tf.unstack(recovered)]
+        directions = tf.math.l2_normalize(tf.stack(views), axis=-1, epsilon=1e-12)
+        centres = tf.math.l2_normalize(tf.reduce_mean(directions, axis=0), axis=-1, epsilon=1e-12)
+        cosine = tf.reduce_mean(tf.reduce_sum(directions * centres, axis=-1))
+        _, count, size = tf.unstack(tf.cast(tf.shape(directions), directions.dtype))
+        scale = size / (count * self.distortion)
+        products = scale * tf.matmul(directions, directions, transpose_a=True)
+        rates = 0.5 * tf.linalg.logdet(tf.eye(tf.shape(products)[-1]) + products)
+        return -tf.reduce_mean(rates) - self.similarity * cosine
+
+
 def _moments(view: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The hinge on deviations, and the squared covariances between dimensions, of [B, N]."""
     count, size = tf.unstack(tf.cast(tf.shape(view), view.dtype))

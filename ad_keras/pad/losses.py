@@ -38,3 +38,14 @@ def kl_loss(latents: tf.Tensor) -> tf.Tensor:
     variance = tf.reduce_sum(tf.math.squared_difference(latents, mean), axis=0) / (count - 1.0)
     variance = tf.maximum(variance, _SMALLEST_VARIANCE)
     return 0.5 * tf.reduce_mean(tf.square(mean) + variance - tf.math.log(variance) - 1.0)
+
+
+def gradient_penalty_loss(gradients: tf.Tensor) -> tf.Tensor:
+    """R1: half the squared norm of the discriminator's gradient at external images (wake).
+
+    Its weight is the gamma of Mescheder, Geiger & Nowozin (2018, arXiv 1801.04406, equation 9).
+
+    Args:
+        gradients: [B, H, W, C], of each image's external logit with respect to its pixels.
+    """
+    return 0.5 * tf.reduce_mean(tf.reduce_sum(tf.square(gradients), axis=[1, 2, 3]))

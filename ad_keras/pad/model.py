@@ -5,7 +5,8 @@ and adversarial dreaming", eLife 11:e76384. Symbols in docstrings are the paper'
 latents, E encoder, G generator, d discriminator.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -16,7 +17,7 @@ from ad_keras.data.pixels import as_signed
 from ad_keras.pad.adversaries import Minimax
 from ad_keras.pad.agreement import Contrast, LatentDistance
 from ad_keras.pad.hippocampus import Hippocampus
-from ad_keras.pad.losses import kl_loss, reconstruction_loss
+from ad_keras.pad.losses import gradient_penalty_loss, kl_loss, reconstruction_loss
 from ad_keras.pad.mixing import Mixing
 from ad_keras.pad.parts import require
 from ad_keras.pad.perturbations import Occlusion
@@ -31,6 +32,7 @@ LOSSES = {
     "reconstruction": "wake",
     "kl": "wake",
     "external": "wake",
+    "gradient_penalty": "wake",
     "agreement": "wake",
     "recovery": "nrem",
     "internal": "rem",
@@ -87,12 +89,16 @@ class PAD(keras.Model):
         kl_weight: of the latents' divergence from the prior in wake, 0 or more.
         external_weight: of the loss of calling images external in wake, 0 or more; with 0 it is
             left out.
+        gradient_penalty_weight: gamma of the R1 penalty on the discriminator's gradient at images
+            in wake, 0 or more; with 0, the default, it is left out.
         agreement_weight: of the agreement loss in wake, above 0.
         recovery_weight: of the recovery loss in NREM, above 0.
         internal_weight: of the loss of calling dreams internal in REM, above 0.
         wake_noise_variance: of Gaussian noise added to the latents that wake reconstructs from,
             0 or more.
         nrem_memories: what NREM replays: "single" memories, or "mixed" ones as REM does.
+        average_weights: decay of a moving average of the networks' weights, at least 0 and below 1;
+            0, the default, keeps none. Training does not use it: see `averaged_weights`.
         seed: of the wake noise, the perturbations and the dreams' noise. Together with `step` it
             determines every random number, so training can be continued exactly.
         name: of the model.
@@ -120,11 +126,13 @@ class PAD(keras.Model):
         reconstruction_weight: float = 1.0,
         kl_weight: float = 1.0,
         external_weight: float = 1.0,
+        gradient_penalty_weight: float = 0.0,
         agreement_weight: float = 1.0,
         recovery_weight: float = 1.0,
         internal_weight: float = 1.0,
         wake_noise_variance: float = 0.0,
         nrem_memories: str = "single",
+        average_weights: float = 0.0,
         seed: int = 0,
         name: str = "pad",
         **kwargs,
@@ -145,15 +153,21 @@ class PAD(keras.Model):
         for weight, value in (
             ("kl_weight", kl_weight),
             ("external_weight", external_weight),
+            ("gradient_penalty_weight", gradient_penalty_weight),
             ("wake_noise_variance", wake_noise_variance),
         ):
             require(value >= 0, weight, value, "0 or more")
+        allowed = "0 without an external loss"
+        learns = external_weight > 0 or not gradient_penalty_weight
+        require(learns, "gradient_penalty_weight", gradient_penalty_weight, allowed)
         require(
             nrem_memories in ("single", "mixed"),
             "nrem_memories",
             repr(nrem_memories),
             "'single' or 'mixed'",
         )
+        allowed = "at least 0 and below 1"
+        require(0 <= average_weights < 1, "average_weights", average_weights, allowed)
         self.encoder = encoder
         self.generator = generator
         self.hippocampus = hippocampus if hippocampus is not None else Hippocampus()
@@ -167,11 +181,13 @@ class PAD(keras.Model):
         self.reconstruction_weight = reconstruction_weight
         self.kl_weight = kl_weight
         self.external_weight = external_weight
+        self.gradient_penalty_weight = gradient_penalty_weight
         self.agreement_weight = agreement_weight
         self.recovery_weight = recovery_weight
         self.internal_weight = internal_weight
         self.wake_noise_variance = wake_noise_variance
         self.nrem_memories = nrem_memories
+        self.average_weights = average_weights
         self.seed = seed
         latents_shape = (None, generator.inputs[0].shape[-1])
         for part in self.parts_with_weights.values():
@@ -186,12 +202,26 @@ class PAD(keras.Model):
             aggregation="only_first_replica",
             name="step",
         )
-        absent = {"external"} if not external_weight else set()
-        absent |= {"agreement"} if glimpse is None else set()
+        self.averages = [
+            self.add_weight(
+                shape=weight.shape,
+                initializer=lambda shape, dtype, start=weight: tf.convert_to_tensor(start.value),
+                dtype=weight.dtype,
+                trainable=False,
+                aggregation="only_first_replica",
+                name=f"average_{weight.path.replace('/', '_')}",
+            )
+            for weight in (self._network_weights() if average_weights else ())
+        ]
+        optional = {
+            "external": external_weight,
+            "gradient_penalty": gradient_penalty_weight,
+            "agreement": glimpse is not None,
+        }
         names = [
             f"{phase}/{loss}_loss"
             for loss, phase in LOSSES.items()
-            if phase in phases and loss not in absent
+            if phase in phases and optional.get(loss, True)
         ]
         if external_weight:
             names.append("wake/external_probability")
@@ -211,7 +241,8 @@ class PAD(keras.Model):
         Args:
             encoder_optimizer: of the encoder with the discriminator's head, and of parts that
                 learn, shared by all phases; None for the paper's Adam (learning rate 2e-4, beta_1
-                0.5, beta_2 0.999).
+                0.5, beta_2 0.999). A schedule of its learning rate counts updates, which are one in
+                each phase of a step.
             generator_optimizer: of the generator, likewise.
             **kwargs: `run_eagerly`, `jit_compile`, `steps_per_execution` of `keras.Model.compile`.
 
@@ -283,6 +314,8 @@ class PAD(keras.Model):
                 self.nrem(latents, recalled)
             else:
                 self.rem(latents, recalled)
+        if self.average_weights:
+            self._average()
         self.step.assign_add(1)
         return self.get_metrics_result()
 
@@ -376,6 +409,26 @@ class PAD(keras.Model):
         """
         return self.wake_noise_variance**0.5 * replicas.normal(latents, key)
 
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Lends the networks the averages of their weights; without `average_weights`, nothing.
+
+        `with model.averaged_weights():` is for looking at a model, not for training it.
+        """
+        own = [(weight, weight.numpy()) for weight, _ in self.averaged]
+        try:
+            for weight, average in self.averaged:
+                weight.assign(average.numpy())
+            yield
+        finally:
+            for weight, value in own:
+                weight.assign(value)
+
+    @property
+    def averaged(self) -> list[tuple[keras.Variable, keras.Variable]]:
+        """Each of the networks' weights with its average; empty without `average_weights`."""
+        return list(zip(self._network_weights(), self.averages, strict=False))
+
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """One mean for each loss, and for each probability of the discriminator."""
@@ -397,6 +450,7 @@ class PAD(keras.Model):
             *(f"{loss}_weight" for loss in LOSSES),
             "wake_noise_variance",
             "nrem_memories",
+            "average_weights",
             "seed",
         )
         return {
@@ -433,7 +487,10 @@ class PAD(keras.Model):
         self.compile(**config)
 
     def _wake_losses(self, images: tf.Tensor, key: tf.Tensor) -> tuple[dict, tf.Tensor]:
-        outputs = self.encoder(images, training=True)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            if self.gradient_penalty_weight:
+                tape.watch(images)
+            outputs = self.encoder(images, training=True)
         latents = remembered = outputs["latent"]
         if self.wake_noise_variance:
             remembered += self.wake_noise(latents, key)
@@ -445,6 +502,9 @@ class PAD(keras.Model):
         if self.external_weight:
             losses["external"] = self.adversary.external(outputs["external_logit"])
             self._record_probability("wake", outputs["external_logit"])
+        if self.gradient_penalty_weight:
+            gradients = tape.gradient(outputs["external_logit"], images)
+            losses["gradient_penalty"] = gradient_penalty_loss(gradients)
         if self.glimpse is not None:
             glimpsed = self._perceive(self.glimpse, images, draws.fold_in(key, 1), self.agreement)
             losses["agreement"] = self.agreement(latents, glimpsed)
@@ -491,6 +551,21 @@ class PAD(keras.Model):
         _apply(self.encoder_optimizer, encoder_gradients, self.encoder_variables)
         generator_variables = self.generator.trainable_variables
         _apply(self.generator_optimizer, generator_gradients, generator_variables)
+
+    def _network_weights(self) -> list[keras.Variable]:
+        weights = [*self.encoder.weights, *self.generator.weights]
+        return [weight for weight in weights if tf.as_dtype(weight.dtype).is_floating]
+
+    def _average(self) -> None:
+        # Not the optimizers' `use_ema`: it averages after each update, of which phases make
+        # several a step, and `keras.callbacks.SwapEMAWeights` knows one optimizer only.
+        step = tf.cast(self.step.value, tf.float32)
+        decay = tf.minimum(
+            self.average_weights, (1.0 + step) / (10.0 + step)
+        )  # soon forgets step 0
+        for weight, average in self.averaged:
+            difference = weight.value - average.value
+            average.assign_add(tf.cast(1.0 - decay, difference.dtype) * difference)
 
     def _record_probability(self, phase: str, logits: tf.Tensor) -> None:
         probability = replicas.mean(tf.reduce_mean(tf.sigmoid(logits)))

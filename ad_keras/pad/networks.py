@@ -2,7 +2,8 @@
 
 Architecture, initialisation and sizes follow Deperrois et al. (2022), eLife 11:e76384, Methods.
 There are no normalisation layers. Convolutions between 4x4 and 1x1 maps are written as matrix
-products: the same mathematics, and faster.
+products: the same mathematics, and faster. Beside them stand residual networks of about as many
+parameters.
 """
 
 import math
@@ -12,6 +13,7 @@ import keras
 import numpy as np
 
 from ad_keras.compute.layers import Convolution, Projection, TransposedConvolution
+from ad_keras.pad.parts import require
 
 _KERNEL = 4  # side of every convolution kernel, and of the smallest feature map
 _SLOPE = 0.2  # of the leaky rectifier for negative values
@@ -24,6 +26,7 @@ def build_encoder(
     base_filters: int = 64,
     seed: int = 0,
     dtype: str = "float32",
+    network: str = "paper",
 ) -> keras.Model:
     """Encoder E with the discriminator's head d on a shared trunk.
 
@@ -36,6 +39,9 @@ def build_encoder(
         seed: of the initial weights.
         dtype: Keras dtype policy of the computation, e.g. "mixed_bfloat16". Inputs and outputs
             are float32 in any case.
+        network: "paper", or "residual": each block adds a shortcut, a convolution of the pooled
+            features, to two convolutions (as in He et al. 2015, arXiv 1512.03385, but without
+            batch normalisation); a 1x1 convolution to `base_filters` comes before the heads.
 
     Returns:
         A functional model from `images` [B, image_size, image_size, channels] in [-1, 1] to a
@@ -43,22 +49,32 @@ def build_encoder(
         images are external (before the sigmoid). Layers of a block are named
         `trunk_<number>...`, by which the probe of the layers finds it; a network of your own may
         name its blocks so too.
+
+    Raises:
+        ValueError: if `image_size` or `network` is not possible.
     """
-    seeds = _seeds(seed, 0)
+    blocks, seeds = _blocks(image_size), _seeds(seed, 0)
+    residual = _is_residual(network)
     images = keras.Input((image_size, image_size, channels), name="images")
     features = images
-    for block in range(_blocks(image_size)):
-        fan_in = _KERNEL**2 * features.shape[-1]
-        features = Convolution(
-            base_filters * 2**block,
-            _KERNEL,
-            strides=2,
-            padding="same",
-            dtype=dtype,
-            name=f"trunk_{block}",
-            **_initializers(seeds, fan_in),
-        )(features)
-        features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"trunk_{block}_relu")(features)
+    for block in range(blocks):
+        name, filters = f"trunk_{block}", base_filters * 2**block
+        if residual:
+            features = _halved(features, filters, seeds, dtype, name)
+        else:
+            features = Convolution(
+                filters,
+                _KERNEL,
+                strides=2,
+                padding="same",
+                dtype=dtype,
+                name=name,
+                **_initializers(seeds, _KERNEL**2 * features.shape[-1]),
+            )(features)
+        features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"{name}_relu")(features)
+    if residual:
+        features = _convolved(features, base_filters, 1, seeds, dtype, "narrow")
+        features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name="narrow_relu")(features)
     features = keras.layers.Flatten(dtype=dtype, name="features")(features)
 
     def head(units, name):
@@ -79,6 +95,7 @@ def build_generator(
     base_filters: int = 64,
     seed: int = 0,
     dtype: str = "float32",
+    network: str = "paper",
 ) -> keras.Model:
     """Generator G, the encoder's mirror image.
 
@@ -89,13 +106,17 @@ def build_generator(
         base_filters: filters in front of the last transposed convolution.
         seed: of the initial weights.
         dtype: as in `build_encoder`.
+        network: as in `build_encoder`.
 
     Returns:
         A functional model from `latent` [B, latent_dim] to images
         [B, image_size, image_size, channels] in [-1, 1].
+
+    Raises:
+        ValueError: if `image_size` or `network` is not possible.
     """
-    seeds = _seeds(seed, 1)
-    blocks = _blocks(image_size)
+    blocks, seeds = _blocks(image_size), _seeds(seed, 1)
+    residual = _is_residual(network)
     widths = [base_filters * 2**block for block in reversed(range(blocks))] + [channels]
     latent = keras.Input((latent_dim,), name="latent")
     # A transposed convolution of a 1x1 map is this product; its bias is one number a channel. The
@@ -103,14 +124,22 @@ def build_generator(
     # reference (PyTorch counts the fan of the transposed kernel).
     features = Projection(
         "bz,zhwc->bhwc",
-        output_shape=(_KERNEL, _KERNEL, widths[0]),
+        output_shape=(_KERNEL, _KERNEL, base_filters if residual else widths[0]),
         bias_axes="c",
         dtype=dtype,
         name="project",
-        **_initializers(seeds, _KERNEL**2 * widths[0]),
+        **(
+            _scaled(seeds, latent_dim) if residual else _initializers(seeds, _KERNEL**2 * widths[0])
+        ),
     )(latent)
+    if residual:
+        features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name="project_relu")(features)
+        features = _convolved(features, widths[0], 1, seeds, dtype, "widen")
     for block, filters in enumerate(widths[1:]):
         features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"relu_{block}")(features)
+        if residual:
+            features = _doubled(features, filters, seeds, dtype, f"unfold_{block}")
+            continue
         features = TransposedConvolution(
             filters,
             _KERNEL,
@@ -122,6 +151,70 @@ def build_generator(
         )(features)
     images = keras.layers.Activation("tanh", dtype="float32", name="images")(features)
     return keras.Model(latent, images, name="generator")
+
+
+def _halved(
+    features: keras.KerasTensor, filters: int, seeds: Iterator[int], dtype: str, name: str
+) -> keras.KerasTensor:
+    """A residual block from [B, H, W, C] to [B, H / 2, W / 2, filters]."""
+    branch = Convolution(
+        filters,
+        _KERNEL,
+        strides=2,
+        padding="same",
+        dtype=dtype,
+        name=f"{name}_halve",
+        **_scaled(seeds, _KERNEL**2 * features.shape[-1]),
+    )(features)
+    branch = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"{name}_halve_relu")(branch)
+    branch = _convolved(branch, filters, 3, seeds, dtype, f"{name}_convolve")
+    pooled = keras.layers.AveragePooling2D(2, dtype=dtype, name=f"{name}_pool")(features)
+    shortcut = _convolved(pooled, filters, 1, seeds, dtype, f"{name}_shortcut")
+    return keras.layers.Add(dtype=dtype, name=f"{name}_add")([shortcut, branch])
+
+
+def _doubled(
+    features: keras.KerasTensor, filters: int, seeds: Iterator[int], dtype: str, name: str
+) -> keras.KerasTensor:
+    """A residual block from [B, H, W, C] to [B, 2 H, 2 W, filters]."""
+    width = features.shape[-1]
+    branch = _convolved(features, width, 3, seeds, dtype, f"{name}_convolve")
+    branch = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"{name}_convolve_relu")(branch)
+    branch = TransposedConvolution(
+        filters,
+        _KERNEL,
+        strides=2,
+        padding="same",
+        dtype=dtype,
+        name=f"{name}_double",
+        **_scaled(seeds, 4 * width),  # a pixel depends on 2x2 of the features
+    )(branch)
+    shortcut = _convolved(features, filters, 1, seeds, dtype, f"{name}_shortcut")
+    shortcut = keras.layers.UpSampling2D(2, dtype=dtype, name=f"{name}_repeat")(shortcut)
+    return keras.layers.Add(dtype=dtype, name=f"{name}_add")([shortcut, branch])
+
+
+def _convolved(
+    features: keras.KerasTensor,
+    filters: int,
+    kernel: int,
+    seeds: Iterator[int],
+    dtype: str,
+    name: str,
+) -> keras.KerasTensor:
+    return keras.layers.Conv2D(
+        filters,
+        kernel,
+        padding="same",
+        dtype=dtype,
+        name=name,
+        **_scaled(seeds, kernel**2 * features.shape[-1]),
+    )(features)
+
+
+def _is_residual(network: str) -> bool:
+    require(network in ("paper", "residual"), "network", repr(network), "'paper' or 'residual'")
+    return network == "residual"
 
 
 def _blocks(image_size: int) -> int:
@@ -146,3 +239,13 @@ def _initializers(seeds: Iterator[int], fan_in: int) -> dict:
         "kernel_initializer": keras.initializers.RandomNormal(0.0, 0.02, seed=next(seeds)),
         "bias_initializer": keras.initializers.RandomUniform(-bound, bound, seed=next(seeds)),
     }
+
+
+def _scaled(seeds: Iterator[int], fan_in: int) -> dict:
+    """The same, but with weights that keep the variance of what they are applied to.
+
+    At N(0, 0.02) a narrow shortcut would start as good as cut.
+    """
+    deviation = 1.0 / math.sqrt(fan_in)
+    kernel = keras.initializers.RandomNormal(0.0, deviation, seed=next(seeds))
+    return {**_initializers(seeds, fan_in), "kernel_initializer": kernel}

@@ -10,6 +10,8 @@ from ad_keras.evaluation.config import EvaluateConfig
 from ad_keras.evaluation.published import LINEAR_SEPARABILITY
 from ad_keras.runs.config import CONDITIONS, Config
 
+PHASES = Config().phases
+
 
 @dataclasses.dataclass(frozen=True)
 class ReproduceConfig:
@@ -35,6 +37,12 @@ class ReproduceConfig:
         ("0",), "Runs", "seeds; each condition has a run for each. Several give standard errors"
     )
     epochs: int = flag(50, "Runs", "passes over the training images")
+    equal_updates: bool = flag(
+        False,
+        "Runs",
+        "train conditions without a phase for more epochs, so that their encoders are updated as "
+        "often as the full model's",
+    )
     batch_size: int = flag(64, "Runs", "images of a mini-batch")
     latent_dim: int = flag(256, "Runs", "size of the latent")
     base_filters: int = flag(64, "Runs", "filters of the first block; each next doubles them")
@@ -66,8 +74,8 @@ class ReproduceConfig:
     runs_dir: str = flag(
         "runs",
         "Folders",
-        "folder of the runs <data set>[-<condition>][-seed<N>]; the full model and seed 0 are not "
-        "named. Finished runs are reused, others continue",
+        "folder of the runs <data set>[-<condition>][-equal_updates][-seed<N>]; the full model and "
+        "seed 0 are not named. Finished runs are reused, others continue",
     )
     saved_models_dir: str = flag("saved_models", "Folders", "folder of the exported networks")
     results_dir: str | None = flag(
@@ -119,7 +127,8 @@ class ReproduceConfig:
         """The folder of the report."""
         if self.output_dir or self.results_dir:
             return Path(self.output_dir or self.results_dir).expanduser()
-        return Path(self.runs_dir).expanduser() / f"{self._plain_name('full', 0)}-report"
+        kind = "-equal_updates" if self.equal_updates else ""
+        return Path(self.runs_dir).expanduser() / f"{self._plain_name('full', 0)}{kind}-report"
 
     def run_config(self, condition: str, seed: int) -> Config:
         """The training run of a condition and a seed, in its folder.
@@ -146,11 +155,16 @@ class ReproduceConfig:
 
     def _plain_name(self, condition: str, seed: int) -> str:
         """What training calls the run by itself, and the seed, which it leaves out."""
-        name = Config(**self._shape(condition, seed)).run_path.name
+        config = Config(**self._shape(condition, seed))
+        name = config.run_path.name + ("-equal_updates" if config.epochs != self.epochs else "")
         return f"{name}-seed{seed}" if seed else name
 
     def _shape(self, condition: str, seed: int) -> dict:
-        return self._shared(Config) | {"seed": seed, **CONDITIONS[condition]}
+        shape = self._shared(Config) | {"seed": seed, **CONDITIONS[condition]}
+        if self.equal_updates:
+            updates = len(CONDITIONS[condition].get("phases", PHASES))  # of a mini-batch
+            shape["epochs"] = round(self.epochs * len(PHASES) / updates)
+        return shape
 
     def _shared(self, kind: type) -> dict:
         """The flags that another command has too."""

@@ -33,6 +33,7 @@ from ad_keras.measures.statistics import (
     summarise,
 )
 from ad_keras.reproduction import findings
+from ad_keras.reproduction.config import PHASES
 from ad_keras.reproduction.findings import AREA, FIRST, LOST, NOT_MEASURED, Finding
 from ad_keras.runs import pictures
 from ad_keras.runs.checkpoints import Checkpoints
@@ -150,6 +151,25 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return sorted(runs, key=lambda run: (places.index(run.config.condition), run.config.seed))
 
 
+def has_equal_updates(runs: Sequence[Run]) -> bool:
+    """Whether runs of different conditions were given epochs by their numbers of updates.
+
+    Args:
+        runs: as `read_runs` gives them.
+    """
+    different = len({run.config.epochs for run in runs}) > 1
+    return different and len({as_full_model(run.config) for run in runs}) == 1
+
+
+def as_full_model(config: Config) -> int:
+    """The epochs in which the full model's encoder is updated as often as a run's.
+
+    Args:
+        config: of the run. Each of its phases updates the encoder once for each mini-batch.
+    """
+    return round(config.epochs * len(config.phases) / len(PHASES))
+
+
 def write_report(
     runs: Sequence[Run], folder: Path, command: str, failed: Sequence[str] = ()
 ) -> None:
@@ -184,14 +204,16 @@ class _Report:
     """What the report says and shows, of runs that were measured after the same epoch."""
 
     def __init__(self, runs: Sequence[Run], failed: Sequence[str]) -> None:
-        epochs = collections.Counter(findings.epoch_of(run.results) for run in runs if run.results)
+        self.equal = has_equal_updates(runs)
+        epochs = collections.Counter(self._epoch(run) for run in runs if run.results)
         if not epochs:
             raise UsageError(
                 f"none of the {len(runs)} runs was measured: no results.json is there."
             )
         # The epoch of most runs; of two that are as common, the later.
         self.at = max(epochs, key=lambda epoch: (epochs[epoch], epoch))
-        self.runs = [r for r in runs if r.results and findings.epoch_of(r.results) == self.at]
+        self.runs = [r for r in runs if r.results and self._epoch(r) == self.at]
+        self.axis = "epochs of the full model with as many updates" if self.equal else "epochs"
         self.left_out = [
             *failed,
             *(
@@ -204,16 +226,31 @@ class _Report:
         self.chance = findings.chance(self.runs[0].results)
         self.frame = pd.concat(
             [
-                findings.tidy(run.config.condition, run.config.seed, run.results, run.history)
+                findings.tidy(
+                    run.config.condition, run.config.seed, run.results, run.history
+                ).assign(epoch=lambda frame, run=run: self._compared(run, frame.epoch))
                 for run in runs
             ],
             ignore_index=True,
         )
         self.dataset = self.runs[0].config.dataset
         self.claims, self.checks = findings.judge_all(self.frame, self.dataset, self.at)
-        self.unlike = list(
-            dict.fromkeys(text for run in self.runs for text in differences(run.config, self.at))
-        )
+        self.unlike = list(dict.fromkeys(text for run in self.runs for text in _differences(run)))
+
+    def _compared(self, run: Run, epoch):
+        """An epoch, or a column of them, in epochs of the full model if updates are equal."""
+        # Such that the last epoch is a whole one, though numbers of epochs are rounded.
+        return epoch * as_full_model(run.config) / run.config.epochs if self.equal else epoch
+
+    def _epoch(self, run: Run) -> int:
+        """At which of the compared epochs a run was measured."""
+        return round(self._compared(run, findings.epoch_of(run.results)))
+
+    def _title(self, condition: str) -> str:
+        """A condition for people, with its epochs where they are not those of the report."""
+        own = {findings.epoch_of(r.results) for r in self.runs if r.config.condition == condition}
+        others = ", ".join(f"{epoch} epochs" for epoch in sorted(own - {self.at}))
+        return f"{readable(condition)} ({others})" if others else readable(condition)
 
     def sections(self) -> list[Section]:
         return [
@@ -259,9 +296,10 @@ class _Report:
             ("What is left out?", "; ".join(self.left_out) or "nothing"),
             ("With which versions?", ", ".join(f"{k} {v}" for k, v in versions.items())),
         ]
+        others = " of the full model, and as many updates of the other encoders," * self.equal
         sentence = (
-            f"After {self.at} epochs on {Path(self.dataset).name}, {counts['holds']} of the "
-            f"paper's {len(self.claims)} claims hold{''.join(f', {text}' for text in rest)}."
+            f"After {self.at} epochs{others} on {Path(self.dataset).name}, {counts['holds']} of "
+            f"the paper's {len(self.claims)} claims hold{''.join(f', {text}' for text in rest)}."
         )
         return Section("", [sentence, _PAPER], [Table("", ("question", "answer"), lines)])
 
@@ -293,7 +331,7 @@ class _Report:
     def _published(self, condition: str) -> np.ndarray | None:
         """Accuracies with the published mean and error, if ours are of the paper's settings."""
         own = [run for run in self.runs if run.config.condition == condition]
-        if not own or any(differences(run.config, self.at) for run in own):
+        if not own or any(map(_differences, own)):
             return None
         return sample(self.dataset, condition)
 
@@ -301,7 +339,7 @@ class _Report:
         """Title, condition and encoder of the lines of tables of accuracies."""
         first = next(iter(self.seeds))
         return [
-            *((readable(condition), condition, "trained") for condition in self.seeds),
+            *((self._title(condition), condition, "trained") for condition in self.seeds),
             ("untrained encoder", first, "untrained"),
             ("raw pixels", first, "pixels"),
         ]
@@ -384,7 +422,7 @@ class _Report:
             "tenth of the training images, on which the probe is not fitted. On test images there "
             "are the untrained encoder, the epochs that runs keep, and the last one."
         )
-        shown = _picture("separability", caption, _curves, panels, "epochs", chance=self.chance)
+        shown = _picture("separability", caption, _curves, panels, self.axis, chance=self.chance)
         return Section("Figure 4: linear separability over training", pictures=shown)
 
     def _figure_5(self) -> Section:
@@ -446,7 +484,7 @@ class _Report:
             rows = self.frame[(self.frame.metric == metric) & (self.frame.of == of)]
             panels[title] = _lines(rows, rows.epoch)
         caption = "Means over each epoch, with 95 % bands where there are seeds"
-        shown = _picture("losses", caption, _curves, panels, "epochs", "loss", scale=1.0)
+        shown = _picture("losses", caption, _curves, panels, self.axis, "loss", scale=1.0)
         return Section("Losses over training", pictures=shown)
 
     def _at(self, metric: str) -> pd.DataFrame:
@@ -482,6 +520,10 @@ def dream_sheets(folder: Path) -> dict[int, bytes]:
         Image.fromarray(pictures.sheet(rows)).save(file, "png")
         sheets[epoch] = file.getvalue()
     return sheets
+
+
+def _differences(run: Run) -> list[str]:
+    return differences(run.config, findings.epoch_of(run.results))
 
 
 def _lines(rows: pd.DataFrame, x: pd.Series) -> pd.DataFrame:

@@ -135,7 +135,7 @@ def estimate(flags: ReproduceConfig) -> str:
     steps_per_epoch = (flags.train_examples or len(train_set)) // flags.batch_size
     speeds, measuring, lines = {}, None, []
     for run in runs:
-        steps = 0 if run.finished else (flags.epochs - run.completed) * steps_per_epoch
+        steps = 0 if run.finished else (run.config.epochs - run.completed) * steps_per_epoch
         if steps and run.config.condition not in speeds:
             speeds[run.config.condition] = seconds_per_step(run.config)
         training = steps * speeds[run.config.condition] if steps else 0.0

@@ -44,6 +44,7 @@ def build_model(config: Config, **parts) -> PAD:
         "base_filters": config.base_filters,
         "seed": config.seed,
         "dtype": config.precision,
+        "network": config.network,
     }
     described = {
         "hippocampus": _hippocampus(config),
@@ -61,11 +62,13 @@ def build_model(config: Config, **parts) -> PAD:
         reconstruction_weight=config.reconstruction_weight,
         kl_weight=config.kl_weight,
         external_weight=config.external_weight,
+        gradient_penalty_weight=config.gradient_penalty_weight,
         agreement_weight=config.agreement_weight,
         recovery_weight=config.recovery_weight,
         internal_weight=config.internal_weight,
         wake_noise_variance=config.wake_noise_variance,
         nrem_memories=config.nrem_memories,
+        average_weights=config.average_weights,
         seed=config.seed,
         **{**described, **parts},
     )
@@ -89,7 +92,10 @@ def _hippocampus(config: Config) -> Hippocampus:
 def _agreement(config: Config, name: str) -> Part:
     if name == "contrast":
         return agreement.Contrast(config.temperature, config.views)
-    return agreement.VICReg(views=config.views) if name == "vicreg" else agreement.LatentDistance()
+    if name == "distance":
+        return agreement.LatentDistance()
+    kind = agreement.VICReg if name == "vicreg" else agreement.CodingRate
+    return kind(views=config.views)
 
 
 def _perturbation(config: Config, names: tuple[str, ...]) -> Part:

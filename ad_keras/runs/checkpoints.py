@@ -24,6 +24,8 @@ def newest_step(folder: Path) -> int:
 class Checkpoints:
     """Saves and restores the whole state of training: networks, optimizers, memory and step.
 
+    Averages of the networks' weights, if they are kept, are part of it.
+
     `checkpoints/recent` holds the newest three states, by step; `checkpoints/epochs` keeps the
     ends of epochs 1, 2, 5, 10, 20, 50, ... for looking back.
 
@@ -34,6 +36,7 @@ class Checkpoints:
 
     def __init__(self, model: PAD, run_folder: Path) -> None:
         self._model = model
+        averages = {"averages": [average.value for _, average in model.averaged]}
         # One by one, because Keras adds a metric of its own to a model, which only all workers
         # together could read.
         state = tf.train.Checkpoint(
@@ -41,6 +44,7 @@ class Checkpoints:
             generator=model.generator,
             step=model.step,
             **model.parts_with_weights,
+            **(averages if model.averaged else {}),
             encoder_optimizer=model.encoder_optimizer,
             generator_optimizer=model.generator_optimizer,
         )

@@ -41,7 +41,7 @@ PERTURBATIONS = (
 )
 """What `--perturbation` and `--glimpse` may name; a class of `ad_keras.pad` each."""
 
-_AGREEMENTS = ("distance", "contrast", "vicreg")
+_AGREEMENTS = ("distance", "contrast", "vicreg", "coding_rate")
 
 _DATA, _NETWORKS, _PHASES, _PARTS, _TRAINING, _RUN = (
     "Data",
@@ -73,6 +73,7 @@ class Config:
     image_size: int = flag(32, _DATA, "side of the images in pixels: 32, 64 or 128")
     train_examples: int = flag(0, _DATA, "number of training images to use (0: all)")
 
+    network: str = flag("paper", _NETWORKS, "of encoder and generator", ("paper", "residual"))
     latent_dim: int = flag(256, _NETWORKS, "size of the latent")
     base_filters: int = flag(64, _NETWORKS, "filters of the first block; each next doubles them")
 
@@ -126,7 +127,7 @@ class Config:
     recovery: str = flag("distance", _PARTS, "NREM's loss between latents", _AGREEMENTS)
     agreement: str = flag("contrast", _PARTS, "the loss between glimpses' latents", _AGREEMENTS)
     agreement_weight: float = flag(1.0, _PARTS, "of that loss in wake")
-    views: int = flag(2, _PARTS, "perturbed views of each image that contrast and vicreg compare")
+    views: int = flag(2, _PARTS, "perturbed views of each image that all but distance compare")
     temperature: float = flag(0.2, _PARTS, "of contrast")
     adversary: str = flag(
         "minimax",
@@ -134,11 +135,21 @@ class Config:
         "the discriminator's losses",
         ("minimax", "non_saturating", "hinge", "least_squares"),
     )
+    gradient_penalty_weight: float = flag(
+        0.0, _PARTS, "gamma of the R1 penalty on the discriminator in wake (0: none)"
+    )
 
     epochs: int = flag(50, _TRAINING, "passes over the training images")
     batch_size: int = flag(64, _TRAINING, "images of a mini-batch; an incomplete one is dropped")
     encoder_learning_rate: float = flag(2e-4, _TRAINING, "learning rate of the encoder's Adam")
     generator_learning_rate: float = flag(2e-4, _TRAINING, "learning rate of the generator's Adam")
+    schedule: str = flag(
+        "constant", _TRAINING, "of the learning rates over --epochs", ("constant", "cosine")
+    )
+    warmup_epochs: float = flag(0.0, _TRAINING, "epochs in which the learning rates rise from 0")
+    average_weights: float = flag(
+        0.0, _TRAINING, "decay of averages of the weights, to be probed and exported (0: none)"
+    )
     beta_1: float = flag(0.5, _TRAINING, "decay of Adam's momentum")
     beta_2: float = flag(0.999, _TRAINING, "decay of Adam's second moment")
     precision: str = flag("float32", _TRAINING, "of the networks", ("float32", "mixed_bfloat16"))
@@ -205,9 +216,17 @@ class Config:
             self._require(name, getattr(self, name) > 0, "above 0; --phases leaves a phase out")
         for name in ("kl_weight", "external_weight", "wake_noise_variance"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("gradient_penalty_weight", self.gradient_penalty_weight >= 0, "0 or more")
+        self._require(
+            "gradient_penalty_weight",
+            self.external_weight > 0 or not self.gradient_penalty_weight,
+            "0 with --external_weight=0",
+        )
         for name in ("encoder_learning_rate", "generator_learning_rate"):
             self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("beta_1", "beta_2"):
+        warm = 0 <= self.warmup_epochs < self.epochs
+        self._require("warmup_epochs", warm, f"0 or more, and below --epochs ({self.epochs})")
+        for name in ("beta_1", "beta_2", "average_weights"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("mix_recent", "mix_memories", "occlusion_min", "occlusion_max"):
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
@@ -307,7 +326,7 @@ RUN_ONLY = frozenset(
     }
 )
 """Flags that a continued run may change: no weight at a given step depends on them, except for
-rounding, which other devices do differently."""
+rounding, which other devices do differently, and for `epochs` with a cosine schedule."""
 
 
 def _is_path(dataset: str) -> bool:

@@ -21,6 +21,8 @@ _PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy")
 def export_networks(model: PAD, folder: str | Path, metadata: dict | None = None) -> None:
     """Exports encoder and generator, in float32 whatever the precision of the training.
 
+    With `average_weights`, these are the averages.
+
     `folder` then holds
 
     - `encoder/`, a SavedModel from `images`, uint8 [B, H, W, C], to `latent`, float32
@@ -41,7 +43,8 @@ def export_networks(model: PAD, folder: str | Path, metadata: dict | None = None
     Raises:
         UsageError: if `folder` holds something else than an export.
     """
-    encoder, generator = _raw_encoder(model.encoder), _float32(model.generator)
+    with model.averaged_weights():
+        encoder, generator = _raw_encoder(model.encoder), _float32(model.generator)
     described = {
         "image_shape": list(encoder.inputs[0].shape[1:]),
         "image_range": [0, 255],

@@ -1,5 +1,6 @@
 """What a model is made of, in a form that can be saved beside a run and compared."""
 
+import inspect
 import json
 
 import keras
@@ -33,6 +34,13 @@ def difference(before: dict, now: dict) -> str:
         before: from `describe_model`.
         now: likewise.
     """
+    # A run of an earlier version says nothing of the settings that came later.
+    later = {
+        name: setting.default
+        for name, setting in inspect.signature(PAD).parameters.items()
+        if name in now and isinstance(setting.default, (int, float))
+    }
+    before = {**later, **before}
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     told = []
     for name in names:

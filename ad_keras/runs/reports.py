@@ -91,7 +91,7 @@ class Reports(keras.callbacks.Callback):
             logs = self.model.get_metrics_result() if epoch else {}
         entry = {name: float(value) for name, value in logs.items()} if new else {}
         entry |= self.history.get(key, {})
-        with self._writer.as_default(step=self._steps.step):
+        with self._writer.as_default(step=self._steps.step), self.model.averaged_weights():
             if self._shows(epoch, new, last, stopped):
                 self._gallery.draw(self.model)
             unknown = "probe/validation_accuracy" not in entry

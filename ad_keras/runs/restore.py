@@ -22,6 +22,8 @@ def restore_run(
 ) -> tuple[Config, PAD]:
     """The model of an existing run, in float32 whatever the precision of its training.
 
+    With `average_weights`, its networks have the averages.
+
     Args:
         folder: of the run. If it was copied or moved, the configuration names this folder, and
             the default export of this folder.
@@ -46,6 +48,8 @@ def restore_run(
         checkpoints.restore_epoch(epoch)
     if not model.step.numpy():
         raise UsageError(f"the run in {folder} has no checkpoint yet: continue its training.")
+    for weight, average in model.averaged:
+        weight.assign(average)
     return config, model
 
 
@@ -76,6 +80,8 @@ def restore_export(
         exported = {variable.name.partition(":")[0]: variable for variable in generator.variables}
         for weight in model.generator.weights:
             weight.assign(exported[weight.path].numpy())
+        for weight, average in model.averaged:
+            average.assign(weight)
         model.step.assign(metadata["step"])
     except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
         raise _not_whole(folder, error) from error
@@ -98,7 +104,7 @@ def export_metadata(config: Config, model: PAD) -> dict:
         "run": config.run_path.name,
         "epochs": epochs_behind(config.run_path, config, model),
         "flags": dataclasses.asdict(config),
-        "model": describe_model(model),
+        "model": read_record(config.run_path, "model.json"),
     }
 
 

@@ -18,7 +18,7 @@ from ad_keras.compute.cluster import Cluster, connect
 from ad_keras.errors import RunError, UsageError
 from ad_keras.pad.model import PAD
 from ad_keras.runs.build import build_model
-from ad_keras.runs.callbacks import Guard, LossLog, Progress, Steps
+from ad_keras.runs.callbacks import Guard, LearningRates, LossLog, Progress, Steps
 from ad_keras.runs.checkpoints import Checkpoints, newest_step
 from ad_keras.runs.config import RUN_ONLY, Config
 from ad_keras.runs.export import check_export_folder, export_networks
@@ -108,6 +108,10 @@ def train(
     records["model.json"] = describe_model(model)
     if begun:
         _refuse_other_model(config, records["model.json"])
+    schedule = _schedule(config, steps_per_epoch)
+    # A checkpoint has the rates of its step.
+    optimizers = (model.encoder_optimizer, model.generator_optimizer)
+    rates = [float(optimizer.learning_rate.numpy()) for optimizer in optimizers]
     with _run_folder(config, cluster, records) as folder, failures_explained(folder):
         checkpoints = Checkpoints(model, folder)
         notes = checkpoints.restore()
@@ -120,9 +124,12 @@ def train(
                 f"{folder} must be on a disk that all workers share."
             )
         steps = Steps(first, steps_per_epoch, config.batch_size)
+        scheduled = [LearningRates(steps, rates, schedule)] if schedule else []
         guard = Guard(checkpoints, config.checkpoint_every, steps, saves=cluster.is_chief)
         if not cluster.is_chief:
-            _fit(config, cluster, model, images, steps, guard, [steps, guard, *callbacks])
+            _fit(
+                config, cluster, model, images, steps, guard, [steps, *scheduled, guard, *callbacks]
+            )
             cluster.wait()  # for the chief, which exports
             return None
         with contextlib.closing(tf.summary.create_file_writer(str(folder / "logs"))) as writer:
@@ -142,14 +149,31 @@ def train(
                 hparams.hparams(hyper_parameters(config))
             reports.report()  # of the untrained model, or what a crash prevented
             log = LossLog(writer, config.log_every, steps)
-            own = [steps, Progress(steps), log, guard, reports]
+            own = [steps, *scheduled, Progress(steps), log, guard, reports]
             _fit(config, cluster, model, images, steps, guard, [*own, *callbacks])
-            gallery.embed(model)
+            with model.averaged_weights():
+                gallery.embed(model)
         if export:
             export_networks(model, config.export_path, export_metadata(config, model))
         cluster.wait()  # only now may the others leave
     exported = config.export_path if export else None
     return TrainingResult(folder, exported, reports.history, notes)
+
+
+def _schedule(
+    config: Config, steps_per_epoch: int
+) -> keras.optimizers.schedules.LearningRateSchedule | None:
+    """What the learning rates are multiplied by, of the step; None if they do not change."""
+    if config.schedule == "constant" and not config.warmup_epochs:
+        return None
+    warm_up = round(config.warmup_epochs * steps_per_epoch)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if warm_up else 1.0,
+        max(1, config.epochs * steps_per_epoch - warm_up),
+        alpha=1.0 if config.schedule == "constant" else 0.0,  # where the cosine ends
+        warmup_target=1.0 if warm_up else None,
+        warmup_steps=warm_up,
+    )
 
 
 def _training_images(config: Config) -> data.ImageSet:

@@ -20,6 +20,7 @@ PARTS = (("new", 0, 1), ("warm", WARM_UP, WARM_UP + COMPARED))
 SETTINGS = {
     **CONDITIONS,
     "other_parts": {
+        "network": "residual",
         "mask_per": "image",
         "perturbation": ("crop", "colour", "occlusion"),
         "recovery": "contrast",
@@ -27,6 +28,8 @@ SETTINGS = {
         "hippocampus_capacity": 30,
         "mixing": "component",
         "adversary": "hinge",
+        "gradient_penalty_weight": 0.5,
+        "average_weights": 0.9,
         "glimpse": ("crop", "noise"),
         "agreement": "vicreg",
         "agreement_weight": 0.04,

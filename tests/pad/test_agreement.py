@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ad_keras import Contrast, LatentDistance, VICReg
+from ad_keras import CodingRate, Contrast, LatentDistance, VICReg
 
 
 def float32(array):
@@ -69,7 +69,31 @@ def test_vicreg_is_the_weighted_sum_of_its_three_terms(views):
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("loss", [Contrast(), VICReg()])
+@pytest.mark.parametrize("views", [2, 4])
+def test_coding_rate_is_the_rate_of_each_view_and_its_cosine_to_the_mean(views):
+    recovered = latents(views, views, 9, 4)
+    unit = recovered / np.linalg.norm(recovered, axis=-1, keepdims=True)
+    centre, terms = unit.mean(axis=0), []
+    for view in unit:
+        deviations = np.linalg.svd(view, compute_uv=False)
+        rate = np.log(1 + 4 / (9 * 0.5) * deviations**2).sum() / 2
+        cosines = [a @ b / np.linalg.norm(b) for a, b in zip(view, centre, strict=True)]
+        terms.append(-rate - 3 * np.mean(cosines))
+    actual = CodingRate(3, 0.5, views)(float32(recovered[0]), float32(recovered))
+    np.testing.assert_allclose(actual, np.mean(terms), rtol=1e-5)
+
+
+def test_coding_rate_prefers_agreement_and_spread():
+    spread, narrow = latents(0, 2, 30, 5), latents(1, 2, 30, 5) * [5, 1, 1, 1, 1]
+
+    def loss(views):
+        return CodingRate()(float32(views[0]), float32(views))
+
+    assert loss(spread[[0, 0]]) < loss(spread)
+    assert loss(spread[[0, 0]]) < loss(narrow[[0, 0]])
+
+
+@pytest.mark.parametrize("loss", [CodingRate(), Contrast(), VICReg()])
 def test_collapsed_latents_have_finite_gradients(loss):
     recovered = tf.zeros([2, 4, 3])
     with tf.GradientTape() as tape:
@@ -84,6 +108,8 @@ def test_collapsed_latents_have_finite_gradients(loss):
     [
         (lambda: Contrast(0), "temperature is 0"),
         (lambda: Contrast(views=1), "views is 1"),
+        (lambda: CodingRate(distortion=0), "distortion is 0"),
+        (lambda: CodingRate(similarity=-1), "similarity is -1"),
         (lambda: VICReg(covariance=-1), "covariance is -1"),
         (lambda: VICReg(views=1), "views is 1"),
     ],

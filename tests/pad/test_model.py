@@ -21,6 +21,7 @@ from ad_keras import (
     build_generator,
 )
 from ad_keras.compute import draws, replicas
+from ad_keras.compute.layers import builtin
 from ad_keras.compute.optimizers import FusedAdam
 from ad_keras.data.pixels import as_signed, to_pixels
 from ad_keras.runs.build import build_model
@@ -39,10 +40,11 @@ GENERATOR = {
 }
 
 
-def new_model(optimizer="adam", learning_rate=1.0, **settings):
+def new_model(optimizer="adam", learning_rate=1.0, dtype="float32", **settings):
     """A small PAD whose weights are large enough for gradients that float32 resolves well."""
     settings = {"hippocampus": Hippocampus(BATCH), **settings}
-    model = PAD(build_encoder(**NETWORKS), build_generator(**NETWORKS), **settings)
+    networks = (build(**NETWORKS, dtype=dtype) for build in (build_encoder, build_generator))
+    model = PAD(*networks, **settings)
     rng = np.random.default_rng(0)
     for network in (model.encoder, model.generator):
         network.set_weights([rng.normal(0, 0.15, w.shape) for w in network.get_weights()])
@@ -603,8 +605,10 @@ def test_the_full_model_has_the_papers_settings_by_default():
             "agreement_weight": 1.0,
             "recovery_weight": 1.0,
             "internal_weight": 1.0,
+            "gradient_penalty_weight": 0.0,
             "wake_noise_variance": 0.0,
             "nrem_memories": "single",
+            "average_weights": 0.0,
             "seed": 0,
         }
 
@@ -633,6 +637,11 @@ def test_every_argument_is_a_public_attribute():
         (lambda: Hippocampus(0), "capacity is 0"),
         (lambda: new_model(recovery_weight=0.0), "recovery_weight is 0.0, but must be above 0"),
         (lambda: new_model(kl_weight=-1), "kl_weight is -1"),
+        (lambda: new_model(gradient_penalty_weight=-1), "gradient_penalty_weight is -1"),
+        (
+            lambda: new_model(gradient_penalty_weight=1, external_weight=0),
+            "gradient_penalty_weight is 1, but must be 0 without an external loss",
+        ),
         (lambda: new_model(wake_noise_variance=-0.1), "wake_noise_variance"),
         (lambda: new_model(nrem_memories="both"), "nrem_memories is 'both'"),
     ],
@@ -742,21 +751,93 @@ def test_wake_makes_the_latents_of_glimpses_agree():
     assert_close(pick(weights(model), GENERATOR), pick(weights(plain), GENERATOR))
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("mixed_bfloat16", 0.1)])
+def test_wake_descends_the_penalty_on_the_discriminators_gradient(dtype, tolerance):
+    # Keras's own layers in double precision have no gradients written by hand.
+    model, plain = (new_model("sgd", dtype=dtype, gradient_penalty_weight=g) for g in (30.0, 0.0))
+    images = signed(1)
+
+    def exact(layer):
+        return builtin(layer).from_config({**layer.get_config(), "dtype": "float64"})
+
+    encoder = keras.models.clone_model(model.encoder, clone_function=exact)
+    encoder.set_weights(model.encoder.get_weights())
+    with tf.GradientTape() as to_weights:
+        with tf.GradientTape() as to_images:
+            pixels = tf.cast(images, tf.float64)
+            to_images.watch(pixels)
+            logits = encoder(pixels)["external_logit"]
+        slopes = to_images.gradient(logits, pixels)
+        penalty = tf.reduce_mean(tf.reduce_sum(slopes**2, axis=[1, 2, 3])) / 2
+    names = [f"trunk_{block}/kernel" for block in range(2)] + ["external_head/kernel"]
+    expected = [v for v in encoder.trainable_variables if v.path in names]
+    expected = dict(zip(names, to_weights.gradient(penalty, expected), strict=True))
+    for each in (model, plain):
+        each.wake(images)
+    np.testing.assert_allclose(
+        model.get_metrics_result()["wake/gradient_penalty_loss"], penalty, rtol=tolerance
+    )
+    for name, gradient in expected.items():
+        more = (weights(model)[name] - weights(plain)[name]) / -30
+        assert np.linalg.norm(more - gradient) < tolerance * np.linalg.norm(gradient), name
+    unmoved = {"latent_head/kernel", "external_head/bias", *GENERATOR}
+    assert_close(pick(weights(model), unmoved), pick(weights(plain), unmoved))
+    assert "wake/gradient_penalty_loss" not in plain.get_metrics_result()
+
+
+TINY = {"base_filters": 2, "latent_dim": 4, "batch_size": 4}
 OTHER_PARTS = {
+    "network": "residual",
     "hippocampus": "associative",
     "mixing": "many_memories",
-    "perturbation": ("crop", "shift", "rotation", "flip", "colour", "grey", "blur", "noise"),
+    "perturbation": ("crop", "rotation", "noise"),
     "recovery": "contrast",
     "glimpse": ("crop", "occlusion"),
     "agreement": "vicreg",
     "adversary": "least_squares",
+    "gradient_penalty_weight": 0.5,
+    "average_weights": 0.9,
 }
 
 
+def averages(model):
+    return {weight.path: average.numpy().copy() for weight, average in model.averaged}
+
+
+def test_averages_follow_the_weights_after_each_step_and_serve_only_while_they_are_lent():
+    model = new_model(average_weights=0.3)
+    model.run_eagerly = True
+    expected = averages(model)
+    for step in range(4):
+        model.train_step(pixels(step))
+        decay = min(0.3, (1 + step) / (10 + step))
+        for path, value in weights(model).items():
+            expected[path] = decay * expected[path] + (1 - decay) * value
+    for path, value in averages(model).items():
+        np.testing.assert_allclose(value, expected[path], atol=1e-6, err_msg=path)
+    before, lent = everything_kept(model), averages(model)
+    with model.averaged_weights():
+        assert_equal(weights(model), lent)
+        assert moved(weights(model), before) == TRUNK | LATENT_HEAD | EXTERNAL_HEAD | GENERATOR
+    assert_equal(everything_kept(model), before)
+    assert_equal(averages(model), lent)
+
+
+def test_averages_start_from_the_weights_and_change_nothing_in_training():
+    with_averages, without = (build_model(Config(**TINY, average_weights=a)) for a in (0.9, 0.0))
+    assert_equal(averages(with_averages), weights(with_averages))
+    assert averages(without) == {}
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    for model in (with_averages, without):
+        model.train_step(images)
+    assert_equal(everything_kept(with_averages), everything_kept(without))
+    assert len(with_averages.weights) == len(without.weights) + len(weights(without))
+
+
 def test_a_model_of_other_parts_is_saved_loaded_and_continued_bit_for_bit(tmp_path):
-    small = {"base_filters": 2, "latent_dim": 4, "batch_size": 4, "hippocampus_capacity": 6}
-    model = build_model(Config(**small, **OTHER_PARTS))
-    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    model = build_model(Config(**TINY, hippocampus_capacity=6, **OTHER_PARTS))
+    model.run_eagerly = True  # tracing so many parts takes longer than they do
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     batches = tf.data.Dataset.from_tensor_slices(images).batch(4)
     history = model.fit(batches, verbose=0, shuffle=False).history
     assert {"wake/agreement_loss", "nrem/recovery_loss", "rem/internal_loss"} <= set(history)
@@ -765,6 +846,7 @@ def test_a_model_of_other_parts_is_saved_loaded_and_continued_bit_for_bit(tmp_pa
     for each in (model, loaded):
         each.fit(batches, verbose=0, shuffle=False)
     assert_equal(everything_kept(loaded), everything_kept(model))
+    assert_equal(averages(loaded), averages(model))
 
 
 def test_every_name_of_a_part_gives_a_part_that_describes_itself():
@@ -774,7 +856,7 @@ def test_every_name_of_a_part_gives_a_part_that_describes_itself():
         for choice in fields[name].metadata["choices"]:
             part = getattr(build_model(Config(base_filters=2, **{name: choice})), name)
             seen.add((name, str(keras.saving.serialize_keras_object(part))))
-    assert len(seen) == 4 + 4 + 3 + 3 + 4
+    assert len(seen) == 4 + 4 + 4 + 4 + 4
     for name in PERTURBATIONS:
         part = build_model(Config(base_filters=2, glimpse=(name,))).glimpse
         assert type(part).__name__.lower() == name

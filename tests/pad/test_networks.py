@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from ad_keras import PAD, export_networks, load_encoder
+from ad_keras.data import ImageSet
+from ad_keras.evaluation.suite import Suite
 from ad_keras.pad.networks import build_encoder, build_generator
 
 BUILDERS = (build_encoder, build_generator)
@@ -246,3 +249,86 @@ def test_mixed_precision_gives_float32_near_that_of_float32():
             assert mixed.inputs[0].dtype == "float32"
             np.testing.assert_allclose(two, one, atol=0.03 * np.abs(one).max())
             assert (two.numpy() != one.numpy()).any()
+
+
+# The residual networks.
+
+RESIDUAL = {"latent_dim": 5, "base_filters": 3, "network": "residual"}
+
+
+HEADS = ("latent", "external")
+
+
+def residual_encoder(images, weights):
+    features = images
+    for block in range(3):
+        branch = leaky(convolve(features, *weights[f"trunk_{block}_halve"], stride=2, padding=1))
+        branch = convolve(branch, *weights[f"trunk_{block}_convolve"], stride=1, padding=1)
+        pooled = sum(features[:, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
+        shortcut = convolve(pooled, *weights[f"trunk_{block}_shortcut"], stride=1, padding=0)
+        features = leaky(shortcut + branch)
+    features = leaky(convolve(features, *weights["narrow"], stride=1, padding=0))
+    flat = features.reshape(len(features), -1)
+    latents, logits = (flat @ weights[f"{n}_head"][0] + weights[f"{n}_head"][1] for n in HEADS)
+    return latents, logits[:, 0]
+
+
+def residual_generator(latents, weights):
+    kernel, bias = weights["project"]
+    features = leaky(np.einsum("bz,zhwc->bhwc", latents, kernel) + bias)
+    features = convolve(features, *weights["widen"], stride=1, padding=0)
+    for block in range(3):
+        features = leaky(features)
+        shortcut = convolve(features, *weights[f"unfold_{block}_shortcut"], stride=1, padding=0)
+        shortcut = shortcut.repeat(2, axis=1).repeat(2, axis=2)
+        branch = convolve(features, *weights[f"unfold_{block}_convolve"], stride=1, padding=1)
+        branch = leaky(branch)
+        kernel, bias = weights[f"unfold_{block}_double"]
+        features = shortcut + convolve_transposed(branch, kernel, bias, stride=2, padding=1)
+    return np.tanh(features)
+
+
+def test_the_residual_networks_are_plain_residual_blocks():
+    encoder, generator = (build(**RESIDUAL, seed=1) for build in BUILDERS)
+    rng = np.random.default_rng(1)
+    for network in (encoder, generator):
+        for bias in (weight for weight in network.weights if weight.path.endswith("bias")):
+            bias.assign(rng.normal(0, 0.3, bias.shape))
+    images, latents = rng.uniform(-1, 1, (2, 32, 32, 3)), rng.normal(size=(2, 5))
+    outputs = encoder(images.astype(np.float32))
+    expected = residual_encoder(images, weights_of(encoder))
+    for name, values in zip(("latent", "external_logit"), expected, strict=True):
+        assert values.shape == outputs[name].shape
+        np.testing.assert_allclose(outputs[name], values, rtol=1e-4, atol=1e-5)
+    dreams = residual_generator(latents, weights_of(generator))
+    np.testing.assert_allclose(generator(latents.astype(np.float32)), dreams, rtol=1e-4, atol=1e-5)
+
+
+def test_the_residual_networks_have_about_the_papers_size_and_begin_in_its_range():
+    rng = np.random.default_rng(0)
+    for build, paper in ((build_encoder, 1_711_809), (build_generator, 1_707_459)):
+        network = build(network="residual")
+        assert 0.85 * paper < network.count_params() < 1.15 * paper
+        inputs = rng.normal(size=(8, *network.inputs[0].shape[1:])).clip(-1, 1).astype(np.float32)
+        first = keras.tree.flatten(network(inputs))[-1].numpy()
+        assert 0.02 < first.std() < 0.6, network.name  # neither silent nor saturated
+
+
+def test_residual_networks_are_exported_as_builtin_layers_and_probed_by_blocks(tmp_path):
+    model = PAD(*(build(**RESIDUAL, image_size=8) for build in BUILDERS))
+    export_networks(model, tmp_path / "export")
+    loaded = load_encoder(tmp_path / "export")
+    assert {type(layer).__module__.split(".")[0] for layer in loaded.layers} == {"keras"}
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    latents = loaded(images)["latent"]
+    expected = model.encoder(images / np.float32(127.5) - 1)["latent"]
+    np.testing.assert_allclose(latents, expected, rtol=1e-4, atol=1e-6)
+    part = ImageSet(images, np.arange(6) % 2, ("one", "two"))
+    found = Suite(model, part, part, tmp_path).measure(["layers"])["layers"]
+    assert found["protocol"]["features"] == {"trunk_0": 4 * 4 * 3, "latent": 5}
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_an_unknown_network_raises_and_names_the_known_ones(build):
+    with pytest.raises(ValueError, match="network is 'deep', but must be 'paper' or 'residual'"):
+        build(network="deep")

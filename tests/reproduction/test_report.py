@@ -218,3 +218,28 @@ def test_what_cannot_be_reported_is_told_in_one_line(outcome, save_runs, tmp_pat
     one_line(outcome(main, f"--results_dir={folder}"), "--base_filters is 64 and 8")
     other = save_runs(tmp_path / "b", ("full",), (0,), kl_weight=0.5)
     one_line(outcome(main, f"--results_dir={other}"), "of none of the paper's conditions")
+
+
+def test_runs_of_equal_updates_are_compared_at_the_full_models_epoch_and_say_theirs(
+    report_of, monkeypatch
+):
+    monkeypatch.setattr("ad_keras.reproduction.report._picture", lambda *_, **__: [])
+    epochs = {"full": 50, "no_rem": 75, "wake_only": 150}
+
+    def prolong(folder):
+        for condition, own in epochs.items():
+            for run in folder.glob(f"{condition}-seed*"):
+                config = Config.from_json((run / "flags.json").read_text())
+                longer = dataclasses.replace(config, epochs=own)
+                (run / "flags.json").write_text(longer.to_json())
+                results = json.loads((run / "results.json").read_text()) | {"epochs": own}
+                (run / "results.json").write_text(json.dumps(results))
+
+    text = report_of(tuple(epochs), change=prolong)
+    assert "After 50 epochs of the full model, and as many updates of the other encoders," in text
+    assert "| What differs from the paper? | epochs 75 (the paper: 50); epochs 150 (the" in text
+    assert "| PAD | 57.90 ± 0.15 % (2) | 58.25 ± 0.70 % (4) |" in text
+    assert "| w/o REM (75 epochs) | 45.80 ± 0.15 % (2) |  |  |  |" in text
+    assert "| Wake only (150 epochs) | 42.00 ± 0.15 % (2) |  |  |  |" in text
+    assert "| What is left out? | nothing |" in text
+    assert re.search(r"REM raises linear separability \| holds", text)

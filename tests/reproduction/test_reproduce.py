@@ -15,6 +15,7 @@ from PIL import Image
 from ad_keras.errors import RunError
 from ad_keras.reproduce import main
 from ad_keras.reproduction.config import ReproduceConfig
+from ad_keras.runs.build import build_model
 from ad_keras.runs.config import Config
 
 RUNS = ("shapes", "shapes-no_rem")
@@ -351,3 +352,16 @@ def test_an_interruption_is_told_and_leaves_the_handlers_as_they_were():
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.exit_status == 143
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("condition", ["full", "no_rem", "no_nrem", "wake_only"])
+def test_equal_updates_give_each_condition_the_full_models_number_of_encoder_updates(condition):
+    flags = ReproduceConfig(equal_updates=True, epochs=50)
+    config, plain = (each.run_config(condition, 1) for each in (flags, ReproduceConfig(epochs=50)))
+    model = build_model(dataclasses.replace(config, base_filters=2, latent_dim=2, batch_size=2))
+    model.run_eagerly = True
+    model.train_step(np.zeros((2, 32, 32, 3), np.uint8))
+    assert config.epochs * int(model.encoder_optimizer.iterations) == 3 * 50
+    own = "" if condition == "full" else "-equal_updates"
+    assert config.run_path.name == plain.run_path.name.replace("-seed1", f"{own}-seed1")
+    assert flags.report_path.name == "synth_digits-equal_updates-report"

@@ -19,6 +19,7 @@ OTHER_VALUES = {
     "deterministic": True,
     "image_size": 64,
     "train_examples": 100,
+    "network": "residual",
     "latent_dim": 16,
     "base_filters": 8,
     "phases": ("wake", "rem"),
@@ -49,10 +50,14 @@ OTHER_VALUES = {
     "views": 3,
     "temperature": 0.5,
     "adversary": "hinge",
+    "gradient_penalty_weight": 0.25,
     "epochs": 3,
     "batch_size": 32,
     "encoder_learning_rate": 1e-3,
     "generator_learning_rate": 1e-5,
+    "schedule": "cosine",
+    "warmup_epochs": 1.5,
+    "average_weights": 0.99,
     "beta_1": 0.0,
     "beta_2": 0.9,
     "precision": "mixed_bfloat16",
@@ -72,6 +77,7 @@ REFUSED = [
     ("image_size", "48", "32, 64 or 128"),
     ("image_size", "0", "32, 64 or 128"),
     ("train_examples", "-1", "0 or more"),
+    ("network", "deep", "paper|residual"),
     ("latent_dim", "0", "at least 1"),
     ("base_filters", "-4", "at least 1"),
     ("phases", "nrem,rem", "'wake'"),
@@ -100,18 +106,23 @@ REFUSED = [
     ("glimpse", "dream", "of occlusion, crop"),
     ("crop_area", "0.0", "above 0 and at most 1"),
     ("colour_strength", "1.5", "between 0 and 1"),
-    ("recovery", "none", "distance|contrast|vicreg"),
-    ("agreement", "none", "distance|contrast|vicreg"),
+    ("recovery", "none", "distance|contrast|vicreg|coding_rate"),
+    ("agreement", "none", "distance|contrast|vicreg|coding_rate"),
     ("agreement_weight", "0.0", "above 0"),
     ("views", "1", "at least 2"),
     ("temperature", "0.0", "above 0"),
     ("adversary", "none", "minimax|non_saturating|hinge|least_squares"),
+    ("gradient_penalty_weight", "-1.0", "0 or more"),
     ("epochs", "0", "at least 1"),
     ("epochs", "many", "whole number"),
     ("batch_size", "1", "at least 2"),
     ("batch_size", "-8", "at least 2"),
     ("encoder_learning_rate", "0.0", "above 0"),
     ("generator_learning_rate", "-1.0", "above 0"),
+    ("schedule", "linear", "constant|cosine"),
+    ("warmup_epochs", "-0.5", "0 or more"),
+    ("warmup_epochs", "50.0", "below --epochs (50)"),
+    ("average_weights", "1.0", "at least 0 and below 1"),
     ("beta_1", "1.0", "below 1"),
     ("beta_2", "-0.5", "at least 0"),
     ("precision", "float64", "float32|mixed_bfloat16"),
@@ -248,7 +259,15 @@ def test_every_flagfile_says_how_to_use_it_and_can_be_parsed():
         command_line(f"--flagfile={file}")
 
 
-@pytest.mark.parametrize("changes", [{}, OTHER_VALUES])
+def test_a_penalty_on_a_discriminator_that_does_not_learn_is_refused():
+    with pytest.raises(UsageError, match=r"=1.0 is not possible: it must be 0 with --external"):
+        command_line("--external_weight=0", "--gradient_penalty_weight=1")
+
+
+JSON_VALUES = {**OTHER_VALUES, "external_weight": 2.0}
+
+
+@pytest.mark.parametrize("changes", [{}, JSON_VALUES])
 def test_json_keeps_every_flag(changes):
     config = Config(**changes)
     text = config.to_json()

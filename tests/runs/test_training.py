@@ -28,8 +28,9 @@ from ad_keras.data import load, validation_split
 from ad_keras.errors import Interrupted, RunError, UsageError
 from ad_keras.runs import callbacks, reports
 from ad_keras.runs.build import build_model
-from ad_keras.runs.config import RUN_ONLY
-from ad_keras.runs.restore import restore_export, restore_run
+from ad_keras.runs.config import RUN_ONLY, Config
+from ad_keras.runs.parts import describe_model, difference
+from ad_keras.runs.restore import export_metadata, restore_export, restore_run
 from ad_keras.runs.training import train
 
 SHEETS = ("wake", "nrem", "rem", "traversal")
@@ -844,3 +845,63 @@ def test_conditions_without_a_phase_log_no_losses_of_it(tiny, tmp_path):
 def test_images_that_are_not_there_are_one_line(tiny, tmp_path):
     with pytest.raises(UsageError, match="has no folder 'train'"):
         train(tiny(tmp_path, dataset=str(tmp_path)))
+
+
+def eagerly(config):
+    """Tracing takes longer than the few steps of a tiny run."""
+    model = build_model(config)
+    model.run_eagerly = True
+    return model
+
+
+class Rates(keras.callbacks.Callback):
+    """Notes both learning rates at each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def on_train_batch_end(self, batch, logs=None):
+        optimizers = (self.model.encoder_optimizer, self.model.generator_optimizer)
+        self.seen[int(self.model.step.numpy()) - 1] = [float(o.learning_rate) for o in optimizers]
+
+
+def test_a_scheduled_run_continues_bit_for_bit(tiny, tmp_path, state_of, assert_same_state):
+    options = {"schedule": "cosine", "warmup_epochs": 0.34, "encoder_learning_rate": 1e-3}
+    options |= {"phases": ("wake", "rem"), "epochs": 1, "train_examples": 24}
+    options |= {"average_weights": 0.9}
+    whole, parts = (tiny(tmp_path / place, **options) for place in ("whole", "parts"))
+    seen = [Rates(), Rates(), Rates()]
+    train(whole, [seen[0]], build=eagerly, export=False)
+    for stop in (StopAt(1), StopAt()):
+        train(parts, [stop, seen[1]], build=eagerly, export=False)
+    expected = np.outer([0, 1, 0.5], [1e-3, 2e-4])  # by step: warm-up, then half a cosine
+    assert list(seen[0].seen) == [0, 1, 2]
+    np.testing.assert_allclose(list(seen[0].seen.values()), expected, rtol=1e-5, atol=1e-12)
+    assert seen[1].seen == seen[0].seen
+    assert_same_state(state_of(parts.run_path), state_of(whole.run_path))
+    # What is looked at are the averages.
+    model = restore_run(whole.run_path)[1]
+    averages = {
+        name: value for name, value in state_of(whole.run_path).items() if "/averages/" in name
+    }
+    for number, (weight, average) in enumerate(model.averaged):
+        saved = averages[f"model/averages/{number}/.ATTRIBUTES/VARIABLE_VALUE"]
+        assert weight.numpy().tobytes() == average.numpy().tobytes() == saved.tobytes()
+    # What an export says of the optimizers does not depend on when it is made.
+    described = export_metadata(*restore_run(whole.run_path))["model"]["encoder_optimizer"]
+    assert described["config"]["learning_rate"] == pytest.approx(1e-3)
+    # For longer, the rates are those of the longer cosine.
+    train(dataclasses.replace(parts, epochs=2), [seen[2]], build=eagerly, export=False)
+    share = (1 + np.cos(np.pi * np.array([2, 3, 4]) / 5)) / 2
+    found = np.array(list(seen[2].seen.values()))
+    np.testing.assert_allclose(found, np.outer(share, [1e-3, 2e-4]), rtol=1e-5)
+
+
+def test_a_run_of_an_earlier_version_has_the_defaults_of_later_settings():
+    now = describe_model(build_model(Config(base_filters=2, latent_dim=2)))
+    later = ("average_weights", "gradient_penalty_weight")
+    before = {name: value for name, value in now.items() if name not in later}
+    assert difference(before, now) == ""
+    changed = difference(before, {**now, "average_weights": 0.9})
+    assert changed == "average_weights was 0.0 and is 0.9"
