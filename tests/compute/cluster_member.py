@@ -10,15 +10,14 @@ import sys
 
 from ad_keras import cli
 from ad_keras import train as program
-from ad_keras.runs.config import CONDITIONS, Config
+from ad_keras.runs.config import Config
 
 BATCH = 12
-PARTS = (("new", 0, 1), ("warm", 100, 120))  # names, first and last steps
-# All that replicas must agree about: masks per mini-batch and per image, noise in wake and REM,
-# losses that compare the images of a mini-batch, and memories of several.
+PARTS = (("new", 0, 1), ("warm", 100, 108))  # names, first and last steps
+# All that replicas must agree about: noise and mixtures in every phase, masks per mini-batch and per
+# image, losses that compare the images of a mini-batch, and memories of one and of several.
 SETTINGS = {
-    "full": {"mask_per": "image"},
-    "no_rem": CONDITIONS["no_rem"],
+    "full": {"wake_noise_variance": 0.5, "nrem_memories": "mixed"},
     "other_parts": {
         "mask_per": "image",
         "perturbation": ("crop", "colour", "occlusion"),
@@ -26,7 +25,6 @@ SETTINGS = {
         "hippocampus": "reservoir",
         "hippocampus_capacity": 30,
         "mixing": "component",
-        "nrem_memories": "mixed",
         "adversary": "hinge",
         "glimpse": ("crop", "noise"),
         "agreement": "vicreg",

@@ -151,7 +151,7 @@ def alone(tiny, quick_train, tmp_path_factory):
 @pytest.mark.parametrize("where", ["mirrored", "chief", "worker"])
 @pytest.mark.parametrize("beginning", ["new", "warm"])
 def test_two_replicas_train_as_one_device_does(found, member, beginning, where):
-    # "new" is the first step, "warm" are 20 steps after the first 100. Until the latents have the
+    # "new" is the first step, "warm" are 8 steps after the first 100. Until the latents have the
     # prior's variance, a change of one weight in its last digit grows by three orders of
     # magnitude in 20 steps, on one device too.
     expected, result = found.trained["one_device"], found.trained[where]
