@@ -14,8 +14,8 @@ from ad_keras.runs.config import Config
 
 BATCH = 12
 PARTS = (("new", 0, 1), ("warm", 100, 108))  # names, first and last steps
-# All that replicas must agree about: noise and mixtures in every phase, masks per mini-batch and per
-# image, losses that compare the images of a mini-batch, and memories of one and of several.
+# All that replicas must agree about: noise and mixtures in every phase, masks per mini-batch and
+# per image, losses that compare the images of a mini-batch, memories of one and of several.
 SETTINGS = {
     "full": {"wake_noise_variance": 0.5, "nrem_memories": "mixed"},
     "other_parts": {

@@ -23,7 +23,7 @@ from ad_keras.errors import Interrupted, UsageError
 from ad_keras.runs.checkpoints import newest_step
 from ad_keras.runs.config import Config
 
-SECONDS = 300  # after which a process counts as hanging
+SECONDS = 600  # after which a process counts as hanging
 MEMBER = Path(__file__).with_name("cluster_member.py")
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "two_workers.py"
