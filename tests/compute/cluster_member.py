@@ -1,7 +1,7 @@
 """One process of a cluster, for all tests of clusters; test_cluster.py runs it.
 
-It trains several models from given states, and then runs the training command with each of some
-lists of flags: python cluster_member.py <strategy> <logical CPU devices> <states.npz>
+It runs the training command, trains several models from given states, and runs the command again:
+python cluster_member.py <strategy> <logical CPU devices> <states.npz>
 <results.npz> <lists of flags as JSON>
 """
 
@@ -67,6 +67,11 @@ def outcome(prefix: str, model, losses: dict[str, float]) -> dict:
     return found | {f"{prefix}/{loss}": value for loss, value in losses.items()}
 
 
+def run_command(flags: list[str]) -> None:
+    sys.argv = ["train", *flags]
+    cli.run(program.main)
+
+
 def main(strategy: str, devices: str, states: str, results: str, commands: str) -> None:
     with cli.quiet_start():
         import numpy as np
@@ -79,14 +84,17 @@ def main(strategy: str, devices: str, states: str, results: str, commands: str) 
             [tf.config.LogicalDeviceConfiguration()] * int(devices),
         )
         cluster = connect(strategy)
+    first, *others = json.loads(commands)
+    run_command(first)
+    tf.get_logger().setLevel("ERROR")  # it takes several trainings of a process for a mistake
     found = {"replicas": cluster.replicas, "refusal": ""}
     with np.load(states) as given:
         for name in SETTINGS:
             model = new_model(name, cluster)
-            for beginning, first, last in PARTS:
+            for beginning, begin, end in PARTS:
                 for number, variable in enumerate(variables(model)):
                     variable.assign(given[f"{beginning}/{name}/{number}"])
-                found |= outcome(f"{beginning}/{name}", model, fit(model, cluster, first, last))
+                found |= outcome(f"{beginning}/{name}", model, fit(model, cluster, begin, end))
     try:
         with cluster.strategy.scope():
             model.compile(steps_per_execution=2)
@@ -94,9 +102,8 @@ def main(strategy: str, devices: str, states: str, results: str, commands: str) 
         found["refusal"] = str(error)
     np.savez(results, **found)
     cluster.wait()
-    for flags in json.loads(commands):
-        sys.argv = ["train", *flags]
-        cli.run(program.main)
+    for flags in others:
+        run_command(flags)
 
 
 if __name__ == "__main__":

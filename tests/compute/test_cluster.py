@@ -42,7 +42,7 @@ def module_of(file: Path):
 
 
 def start(member, arguments: list, commands: list[list[str]], **environment) -> subprocess.Popen:
-    """Starts a process of a cluster, which runs these commands at last."""
+    """Starts a process of a cluster, which runs these commands among others."""
     # Other tests set this one in this process.
     inherited = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.Popen(
@@ -243,16 +243,17 @@ def second_worker(monkeypatch):
     monkeypatch.setattr("ad_keras.runs.training.connect", lambda _: worker)
 
 
-def test_a_worker_that_is_not_the_chief_writes_nothing(
-    tiny, quick_train, copied, tmp_path, second_worker
-):
+def test_a_worker_that_is_not_the_chief_writes_nothing(tiny, quick_train, tmp_path, request):
+    config = tiny(tmp_path, epochs=1)
+    quick_train(config)
     before = contents(tmp_path)
-    more = dataclasses.replace(copied, epochs=5, checkpoint_every=1, dream_every=1)
+    request.getfixturevalue("second_worker")
+    more = dataclasses.replace(config, epochs=2, checkpoint_every=1, dream_every=1)
     assert quick_train(more) is None
     stop = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: batch == 1 and signal.raise_signal(signal.SIGTERM)
     )
-    with pytest.raises(Interrupted, match="SIGTERM at step 26: this worker stops") as stopped:
+    with pytest.raises(Interrupted, match="SIGTERM at step 9: this worker stops") as stopped:
         quick_train(more, [stop])
     assert stopped.value.exit_status == 128 + signal.SIGTERM
     assert contents(tmp_path) == before
