@@ -236,18 +236,16 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-@pytest.fixture
-def second_worker(monkeypatch):
-    """Has this process be a worker that is not the chief."""
+def become_second_worker(monkeypatch) -> None:
     worker = Cluster(tf.distribute.get_strategy(), worker=1)
     monkeypatch.setattr("ad_keras.runs.training.connect", lambda _: worker)
 
 
-def test_a_worker_that_is_not_the_chief_writes_nothing(tiny, quick_train, tmp_path, request):
+def test_a_worker_that_is_not_the_chief_writes_nothing(tiny, quick_train, tmp_path, monkeypatch):
     config = tiny(tmp_path, epochs=1)
     quick_train(config)
     before = contents(tmp_path)
-    request.getfixturevalue("second_worker")
+    become_second_worker(monkeypatch)
     more = dataclasses.replace(config, epochs=2, checkpoint_every=1, dream_every=1)
     assert quick_train(more) is None
     stop = keras.callbacks.LambdaCallback(
@@ -259,7 +257,8 @@ def test_a_worker_that_is_not_the_chief_writes_nothing(tiny, quick_train, tmp_pa
     assert contents(tmp_path) == before
 
 
-def test_a_disk_of_its_own_is_told_to_the_worker(tiny, quick_train, tmp_path, second_worker):
+def test_a_disk_of_its_own_is_told_to_the_worker(tiny, quick_train, tmp_path, monkeypatch):
+    become_second_worker(monkeypatch)
     with pytest.raises(UsageError, match="must be on a disk that all workers share"):
         quick_train(tiny(tmp_path))
 
