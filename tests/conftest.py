@@ -109,9 +109,9 @@ def rebuilt():
     of_data = {"dataset", "train_examples", "hold_out"}
     made = {}
 
-    def build(config: Config):
+    def build(config: Config, build_model=build_model):
         flags = dataclasses.asdict(config).items()
-        key = tuple(value for name, value in flags if name not in RUN_ONLY | of_data)
+        key = build_model, *(value for name, value in flags if name not in RUN_ONLY | of_data)
         if key not in made:
             model = build_model(config)
             optimizers = (model.encoder_optimizer, model.generator_optimizer)

@@ -230,15 +230,17 @@ class TestOtherFlags:
         folder = Path(copied.run_dir)
         (folder / "notes.txt").write_text("mine")
         (folder / "thoughts").mkdir()
-        other = dataclasses.replace(copied, seed=1, epochs=1, dream_every=0, overwrite=True)
+        other = dataclasses.replace(
+            copied, train_examples=24, epochs=1, dream_every=0, overwrite=True
+        )
         result = quick_train(other)
         assert list(result.history) == ["0", "1"]
         assert (folder / "notes.txt").read_text() == "mine"
         assert (folder / "thoughts").is_dir()
-        assert newest_step(folder) == 6
+        assert newest_step(folder) == 3
         assert not (folder / "figures").exists()
         assert len(list((folder / "logs").glob("events.*"))) == 1
-        fresh = tiny(tmp_path / "fresh", seed=1, epochs=1)
+        fresh = tiny(tmp_path / "fresh", train_examples=24, epochs=1)
         quick_train(fresh)
         assert_same_state(state_of(folder), state_of(fresh.run_dir))
 
@@ -420,7 +422,7 @@ def signalled(command: list[str], number: signal.Signals, ready) -> tuple[int, s
 def test_processes_that_are_killed_and_interrupted_continue_to_the_same_end(
     tiny, tmp_path, flags_of, quick_train, state_of, assert_same_state
 ):
-    config = tiny(tmp_path / "signalled", epochs=14, checkpoint_every=3, log_every=50)
+    config = tiny(tmp_path / "signalled", epochs=10, checkpoint_every=3, log_every=50)
     command = [sys.executable, "-m", "ad_keras.train", *flags_of(config)]
     folder = config.run_path
 
@@ -429,13 +431,13 @@ def test_processes_that_are_killed_and_interrupted_continue_to_the_same_end(
         command,
         signal.SIGKILL,
         lambda: (
-            newest_step(folder) >= 36
+            newest_step(folder) >= 24
             or (newest_step(folder) >= 9 and any(folder.glob("checkpoints/*/*_temp")))
         ),
     )
     assert (status, error) == (-signal.SIGKILL, "")
     killed = newest_step(folder)
-    assert 9 <= killed < 84
+    assert 9 <= killed < 60
 
     status, out, error = signalled(
         command, signal.SIGTERM, lambda: newest_step(folder) >= killed + 7
@@ -443,12 +445,12 @@ def test_processes_that_are_killed_and_interrupted_continue_to_the_same_end(
     assert status == 143, (out, error)
     found = re.fullmatch(r"error: SIGTERM at step (\d+): (.*)\n", error)
     assert found, error
-    assert killed + 7 <= int(found[1]) == newest_step(folder) < 84
+    assert killed + 7 <= int(found[1]) == newest_step(folder) < 60
     assert "the state is saved" in found[2]
     assert re.search("same command.* continues", found[2])
     assert "Traceback" not in out
 
-    whole = tiny(tmp_path / "whole", epochs=14, log_every=50)
+    whole = tiny(tmp_path / "whole", epochs=10, log_every=50)
     assert quick_train(config).history == quick_train(whole).history
     assert_same_state(state_of(folder), state_of(whole.run_dir))
 
