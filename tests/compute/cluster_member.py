@@ -1,8 +1,8 @@
 """One process of a cluster, for all tests of clusters; test_cluster.py runs it.
 
 It runs the training command, trains several models from given states, and runs the command again:
-python cluster_member.py <strategy> <logical CPU devices> <states.npz>
-<results.npz> <lists of flags as JSON>
+python cluster_member.py <strategy> <logical CPU devices> <names of models>
+<states.npz> <results.npz> <lists of flags as JSON>
 """
 
 import json
@@ -72,7 +72,7 @@ def run_command(flags: list[str]) -> None:
     cli.run(program.main)
 
 
-def main(strategy: str, devices: str, states: str, results: str, commands: str) -> None:
+def main(strategy: str, devices: str, names: str, states: str, results: str, commands: str) -> None:
     with cli.quiet_start():
         import numpy as np
         import tensorflow as tf
@@ -89,7 +89,7 @@ def main(strategy: str, devices: str, states: str, results: str, commands: str) 
     tf.get_logger().setLevel("ERROR")  # it takes several trainings of a process for a mistake
     found = {"replicas": cluster.replicas, "refusal": ""}
     with np.load(states) as given:
-        for name in SETTINGS:
+        for name in names.split(","):
             model = new_model(name, cluster)
             for beginning, begin, end in PARTS:
                 for number, variable in enumerate(variables(model)):

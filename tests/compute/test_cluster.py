@@ -26,6 +26,8 @@ from ad_keras.runs.config import Config
 SECONDS = 600  # after which a process counts as hanging
 MEMBER = Path(__file__).with_name("cluster_member.py")
 ROOT = Path(__file__).parents[2]
+# Which parts a model has matters to all strategies alike, and tracing two replicas takes long.
+MODELS = {"mirrored": "full", "chief": "full,other_parts", "worker": "full,other_parts"}
 EXAMPLE = ROOT / "examples" / "two_workers.py"
 
 
@@ -105,13 +107,15 @@ def found(member, tiny, flags_of, quick_train, tmp_path_factory):
             losses = member.fit(model, alone, first, last)
             trained["one_device"] |= member.outcome(f"{beginning}/{name}", model, losses)
     np.savez(folder / "states.npz", **states)
-    files = {place: folder / f"{place}.npz" for place in ("mirrored", "chief", "worker")}
+    files = {place: folder / f"{place}.npz" for place in MODELS}
 
     run = tiny(folder, epochs=1, checkpoint_every=3)
     before = quick_train(run).history
     mirrored = dataclasses.replace(run, epochs=2, strategy="mirrored")
     given = folder / "states.npz"
-    process = start(member, ["mirrored", 2, given, files["mirrored"]], [flags_of(mirrored)])
+    process = start(
+        member, ["mirrored", 2, MODELS["mirrored"], given, files["mirrored"]], [flags_of(mirrored)]
+    )
     told = {"mirrored": ended(process)}
 
     run = dataclasses.replace(run, epochs=3)
@@ -121,7 +125,7 @@ def found(member, tiny, flags_of, quick_train, tmp_path_factory):
     workers = [
         start(
             member,
-            ["auto", 1, given, files[place]],
+            ["auto", 1, MODELS[place], given, files[place]],
             [flags_of(run), flags_of(lost)],
             TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
         )
@@ -148,16 +152,17 @@ def alone(tiny, quick_train, tmp_path_factory):
     return config, quick_train(config, export=True)
 
 
-@pytest.mark.parametrize("where", ["mirrored", "chief", "worker"])
+@pytest.mark.parametrize("where", MODELS)
 @pytest.mark.parametrize("beginning", ["new", "warm"])
-def test_two_replicas_train_as_one_device_does(found, member, beginning, where):
+def test_two_replicas_train_as_one_device_does(found, beginning, where):
     # "new" is the first step, "warm" are 8 steps after the first 100. Until the latents have the
     # prior's variance, a change of one weight in its last digit grows by three orders of
     # magnitude in 20 steps, on one device too.
     expected, result = found.trained["one_device"], found.trained[where]
     assert result["replicas"] == 2
-    names = [name for name in expected if name.startswith(f"{beginning}/")]
-    assert {name.split("/")[1] for name in names} == set(member.SETTINGS)
+    models = MODELS[where].split(",")
+    names = [name for name in expected if name.split("/")[:2] in [[beginning, m] for m in models]]
+    assert len(names) > 20 * len(models)
     different = {}
     for name in names:
         scale = np.linalg.norm(expected[name]) or 1.0
@@ -175,7 +180,7 @@ def test_workers_hold_the_same_weights_bit_for_bit(found):
 
 
 def test_several_steps_an_execution_are_refused_with_several_replicas(found):
-    for where in ("mirrored", "chief", "worker"):
+    for where in MODELS:
         refusal = str(found.trained[where]["refusal"])
         assert "steps_per_execution=2 does not work in Keras with 2 replicas" in refusal
 
