@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +13,10 @@ import pytest
 from PIL import Image
 
 from ad_keras import cli
-from ad_keras.runs.config import Config
+from ad_keras.runs.config import RUN_ONLY, Config
+
+# As commands do, whose runs in processes of their own have the same bits then.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 # PyTorch's builds for GPUs load it later, when it crashes because TensorFlow is there.
 with contextlib.suppress(ImportError):
@@ -97,10 +102,51 @@ def outcome(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="session")
-def finished(tiny, tmp_path_factory):
-    """Configuration and result of a finished run of four epochs, which no test may change."""
+def rebuilt():
+    """Builds the model of a configuration, but traces it once: later calls begin the first anew."""
+    from ad_keras.runs.build import build_model
+
+    of_data = {"dataset", "train_examples", "hold_out"}
+    made = {}
+
+    def build(config: Config, build_model=build_model):
+        flags = dataclasses.asdict(config).items()
+        key = build_model, *(value for name, value in flags if name not in RUN_ONLY | of_data)
+        if key not in made:
+            model = build_model(config)
+            optimizers = (model.encoder_optimizer, model.generator_optimizer)
+            variables = [*model.weights, *(each for one in optimizers for each in one.variables)]
+            made[key] = model, [(variable, variable.numpy()) for variable in variables]
+        model, beginning = made[key]
+        for variable, value in beginning:
+            variable.assign(value)
+        model.reset_metrics()
+        model.stop_training = False
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def quick_train(rebuilt):
+    """`train` without the seconds that tracing and exporting take."""
     from ad_keras.runs.training import train
 
+    return functools.partial(train, build=rebuilt, export=False)
+
+
+@pytest.fixture
+def quick_command(quick_train, outcome, flags_of, monkeypatch):
+    """Runs the command that trains so: its exit status, stdout and stderr."""
+    from ad_keras import train as program
+
+    monkeypatch.setattr("ad_keras.runs.training.train", quick_train)
+    return lambda config, *flags: outcome(program.main, *flags_of(config), *flags)
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, quick_train, tmp_path_factory):
+    """Configuration and result of a finished run of four epochs, which no test may change."""
     config = tiny(
         tmp_path_factory.mktemp("finished"),
         epochs=4,
@@ -109,7 +155,7 @@ def finished(tiny, tmp_path_factory):
         dream_every=1,
         probe_every=1,
     )
-    return config, train(config)
+    return config, quick_train(config, export=True)
 
 
 @pytest.fixture

@@ -1,24 +1,23 @@
-"""Trains all conditions from given states, as one process of a cluster; test_cluster.py runs it.
+"""One process of a cluster, for all tests of clusters; test_cluster.py runs it.
 
-python cluster_member.py <strategy> <logical CPU devices> <states.npz> <results.npz>
+It runs the training command, trains several models from given states, and runs the command again:
+python cluster_member.py <strategy> <logical CPU devices> <names of models>
+<states.npz> <results.npz> <lists of flags as JSON>
 """
 
+import json
 import sys
 
-import numpy as np
-import tensorflow as tf
+from ad_keras import cli
+from ad_keras import train as program
+from ad_keras.runs.config import Config
 
-from ad_keras import data
-from ad_keras.compute.cluster import Cluster, connect
-from ad_keras.runs.build import build_model
-from ad_keras.runs.config import CONDITIONS, Config
-
-WARM_UP = 100  # steps
-COMPARED = 20
 BATCH = 12
-PARTS = (("new", 0, 1), ("warm", WARM_UP, WARM_UP + COMPARED))
+PARTS = (("new", 0, 1), ("warm", 100, 108))  # names, first and last steps
+# All that replicas must agree about: noise and mixtures in every phase, masks per mini-batch and
+# per image, losses that compare the images of a mini-batch, memories of one and of several.
 SETTINGS = {
-    **CONDITIONS,
+    "full": {"wake_noise_variance": 0.5, "nrem_memories": "mixed"},
     "other_parts": {
         "network": "residual",
         "mask_per": "image",
@@ -37,11 +36,9 @@ SETTINGS = {
 }
 
 
-def images() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (48, 32, 32, 3), np.uint8)
+def new_model(name: str, cluster):
+    from ad_keras.runs.build import build_model
 
-
-def new_model(name: str, cluster: Cluster):
     settings = {"base_filters": 4, "latent_dim": 8, "batch_size": BATCH, **SETTINGS[name]}
     with cluster.strategy.scope():
         return build_model(Config(**settings))
@@ -53,46 +50,63 @@ def variables(model) -> list:
     return model.weights + [variable for one in optimizers for variable in one.variables]
 
 
-def state(model) -> list[np.ndarray]:
-    return [variable.numpy() for variable in variables(model)]
-
-
-def restore(model, values: list[np.ndarray]) -> None:
-    for variable, value in zip(variables(model), values, strict=True):
-        variable.assign(value)
-
-
-def fit(model, cluster: Cluster, first: int, last: int) -> dict[str, float]:
+def fit(model, cluster, first: int, last: int) -> dict[str, float]:
     """Trains from one step to another; returns the means of the losses."""
+    import numpy as np
+
+    from ad_keras import data
+
+    images = np.random.default_rng(0).integers(0, 256, (48, 32, 32, 3), np.uint8)
     batches = cluster.batches(
-        lambda parts, of: data.batches(images(), BATCH, 0, first, last, parts, of)
+        lambda parts, of: data.batches(images, BATCH, 0, first, last, parts, of)
     )
     history = model.fit(batches, verbose=0, shuffle=False, steps_per_epoch=last - first).history
     return {name: values[-1] for name, values in history.items()}
 
 
-def outcome(prefix: str, model, losses: dict[str, float]) -> dict[str, np.ndarray | float]:
+def outcome(prefix: str, model, losses: dict[str, float]) -> dict:
     """Weights, memory and losses. Adam's moments may be nothing but rounding at first."""
     found = {f"{prefix}/{n}": weight.numpy() for n, weight in enumerate(model.weights)}
     return found | {f"{prefix}/{loss}": value for loss, value in losses.items()}
 
 
-def main(strategy: str, devices: str, states: str, results: str) -> None:
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0],
-        [tf.config.LogicalDeviceConfiguration()] * int(devices),
-    )
-    cluster = connect(strategy)
-    given, found = np.load(states), {}
-    for name in SETTINGS:
-        model = new_model(name, cluster)
-        count = len(variables(model))
-        for start, first, last in PARTS:
-            restore(model, [given[f"{start}/{name}/{number}"] for number in range(count)])
-            losses = fit(model, cluster, first, last)
-            found |= outcome(f"{start}/{name}", model, losses)
-    np.savez(results, replicas=cluster.replicas, **found)
+def run_command(flags: list[str]) -> None:
+    sys.argv = ["train", *flags]
+    cli.run(program.main)
+
+
+def main(strategy: str, devices: str, names: str, states: str, results: str, commands: str) -> None:
+    with cli.quiet_start():
+        import numpy as np
+        import tensorflow as tf
+
+        from ad_keras.compute.cluster import connect
+
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * int(devices),
+        )
+        cluster = connect(strategy)
+    first, *others = json.loads(commands)
+    run_command(first)
+    tf.get_logger().setLevel("ERROR")  # it takes several trainings of a process for a mistake
+    found = {"replicas": cluster.replicas, "refusal": ""}
+    with np.load(states) as given:
+        for name in names.split(","):
+            model = new_model(name, cluster)
+            for beginning, begin, end in PARTS:
+                for number, variable in enumerate(variables(model)):
+                    variable.assign(given[f"{beginning}/{name}/{number}"])
+                found |= outcome(f"{beginning}/{name}", model, fit(model, cluster, begin, end))
+    try:
+        with cluster.strategy.scope():
+            model.compile(steps_per_execution=2)
+    except ValueError as error:
+        found["refusal"] = str(error)
+    np.savez(results, **found)
     cluster.wait()
+    for flags in others:
+        run_command(flags)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import stats
 
 from ad_keras.pad.hippocampus import (
     AssociativeHippocampus,
@@ -153,12 +154,16 @@ def test_a_memory_that_is_not_full_recalls_only_what_it_has(kind):
 
 
 def test_a_reservoir_is_a_uniform_sample_of_all_that_was_stored():
-    kept = np.zeros(60)
-    for seed in range(300):
-        memory = filled(EpisodicHippocampus(10, "reservoir", seed), 15)
-        kept[memory.latents.numpy()[:, 0].astype(int)] += 1
-    assert kept.sum() == 10 * 300
-    assert np.abs(kept / 300 - 1 / 6).max() < 4.5 * np.sqrt(1 / 6 * 5 / 6 / 300)
+    batches, kept = 60, np.zeros(60)
+    for seed in range(3):
+        memory = EpisodicHippocampus(1000, "reservoir", seed)
+        memory.build((None, 1))
+        for number in range(batches):
+            memory.store(tf.fill((100, 1), float(number)))
+        kept += np.bincount(memory.latents.numpy()[:, 0].astype(int), minlength=batches)
+    # Drawing without replacement scatters less than a multinomial, by the share that is not kept.
+    statistic = ((kept - 50) ** 2 / 50).sum() / (1 - 1 / 6)
+    assert 1e-3 < stats.chi2(batches - 1).cdf(statistic) < 1 - 1e-3
 
 
 def test_an_associative_memory_completes_a_partial_cue_to_the_stored_latent():

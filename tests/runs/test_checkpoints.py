@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ad_keras import train as program
 from ad_keras.errors import RunError, UsageError
 from ad_keras.runs.checkpoints import Checkpoints, newest_step
 from ad_keras.runs.folder import completed_epochs, load_config, open_run, write_atomically
@@ -60,21 +59,21 @@ DAMAGES = {
 
 class TestFinishedRun:
     def test_starting_again_trains_nothing_and_exports_again(
-        self, finished, copied, state_of, assert_same_state
+        self, finished, copied, quick_train, state_of, assert_same_state
     ):
         config, first = finished
-        again = train(copied)
+        again = quick_train(copied, export=True)
         assert again.notes == []
         assert again.history == first.history
         assert (again.export_folder / "encoder.keras").is_file()
         assert_same_state(state_of(copied.run_dir), state_of(config.run_dir))
 
     def test_more_epochs_continue_to_the_same_weights_as_one_long_run(
-        self, copied, tiny, tmp_path, state_of, assert_same_state
+        self, copied, tiny, tmp_path, quick_train, state_of, assert_same_state
     ):
-        longer = train(dataclasses.replace(copied, epochs=6))
+        longer = quick_train(dataclasses.replace(copied, epochs=6))
         whole = tiny(tmp_path / "whole", epochs=6, dream_every=1, probe_every=1)
-        assert longer.history == train(whole).history
+        assert longer.history == quick_train(whole).history
         assert list(longer.history) == [str(epoch) for epoch in range(7)]
         assert_same_state(state_of(copied.run_dir), state_of(whole.run_dir))
 
@@ -111,10 +110,10 @@ class TestFinishedRun:
 class TestDamage:
     @pytest.mark.parametrize("damage", DAMAGES)
     def test_run_continues_from_the_checkpoint_before_a_damaged_one_and_says_so(
-        self, damage, finished, copied, state_of, assert_same_state, capsys
+        self, damage, finished, copied, quick_train, state_of, assert_same_state, capsys
     ):
         DAMAGES[damage](copied, 24)
-        result = train(copied)
+        result = quick_train(copied)
         (note,) = result.notes
         assert str(file_of(copied, 24, "x").with_suffix("")) in note
         assert "damaged" in note
@@ -124,50 +123,46 @@ class TestDamage:
         assert_same_state(state_of(copied.run_dir), state_of(finished[0].run_dir))
 
     def test_two_damaged_checkpoints_are_passed_over_and_replaced(
-        self, finished, copied, state_of, assert_same_state
+        self, finished, copied, quick_train, state_of, assert_same_state
     ):
         DAMAGES["bytes flipped"](copied, 24)
         DAMAGES["index cut off"](copied, 21)
-        assert len(train(copied).notes) == 2
+        assert len(quick_train(copied).notes) == 2
         assert_same_state(state_of(copied.run_dir), state_of(finished[0].run_dir))
-        assert train(copied).notes == []
-
-    def test_lost_list_of_checkpoints_loses_nothing(
-        self, finished, copied, state_of, assert_same_state
-    ):
+        # Nor does it matter if the list of checkpoints is lost.
         Path(copied.run_dir, "checkpoints", "recent", "checkpoint").unlink()
-        assert train(copied).notes == []
+        assert quick_train(copied).notes == []
         assert_same_state(state_of(copied.run_dir), state_of(finished[0].run_dir))
 
-    def test_only_damaged_checkpoints_end_with_one_line(self, copied, flags_of, outcome):
+    def test_only_damaged_checkpoints_end_with_one_line(self, copied, quick_command):
         for step in (18, 21, 24):
             DAMAGES["bytes flipped"](copied, step)
         before = sorted(Path(copied.run_dir).rglob("*"))
-        status, _, error = outcome(program.main, *flags_of(copied))
+        status, _, error = quick_command(copied)
         assert status == 1
         assert re.fullmatch(r"error: none of the 3 checkpoints in .* can be read.*\n", error)
         assert "--overwrite" in error
         assert sorted(Path(copied.run_dir).rglob("*")) >= before
 
     @pytest.mark.parametrize("damage", [cut, Path.unlink])
-    def test_lost_history_does_not_hinder_the_end(self, damage, copied, flags_of, outcome):
+    def test_lost_history_does_not_hinder_the_end(self, damage, copied, quick_command):
         damage(Path(copied.run_dir, "history.json"))
-        status, out, error = outcome(program.main, *flags_of(copied))
+        status, out, error = quick_command(copied)
         assert (status, error) == (0, "")
         assert re.search(r", after 4 epochs\n  linear probe .*\)  *\d+\.\d%\n", out)
 
-    def test_damaged_flags_are_one_line(self, copied, flags_of, outcome):
+    def test_damaged_flags_are_one_line(self, copied, quick_command):
         cut(Path(copied.run_dir, "flags.json"))
-        status, _, error = outcome(program.main, *flags_of(copied))
+        status, _, error = quick_command(copied)
         assert status == 2
         assert re.fullmatch(r"error: .*flags\.json cannot be read .*--overwrite.*\n", error)
 
 
 class TestOtherFlags:
-    def test_differences_are_listed_and_nothing_is_changed(self, copied, flags_of, outcome):
+    def test_differences_are_listed_and_nothing_is_changed(self, copied, quick_command):
         before = Path(copied.run_dir, "flags.json").read_text()
         other = dataclasses.replace(copied, seed=1, latent_dim=16, epochs=9)
-        status, _, error = outcome(program.main, *flags_of(other))
+        status, _, error = quick_command(other)
         assert status == 2
         assert re.fullmatch(r"error: .*\n", error)
         assert "--seed was 0 and is 1" in error
@@ -184,17 +179,19 @@ class TestOtherFlags:
     @pytest.mark.parametrize(
         ("change", "told"), [("more", "but now there are 49"), ("another", "they are not the same")]
     )
-    def test_other_images_are_refused(self, change, told, tiny, image_folder, tmp_path):
+    def test_other_images_are_refused(
+        self, change, told, tiny, image_folder, tmp_path, quick_train
+    ):
         images = shutil.copytree(image_folder, tmp_path / "images")
         config = tiny(tmp_path, dataset=str(images), epochs=1)
-        train(config)
+        quick_train(config)
         owls = images / "train" / "owl"
         shutil.copy(owls / "01.png", owls / ("16.png" if change == "more" else "00.png"))
         with pytest.raises(UsageError) as error:
             train(dataclasses.replace(config, epochs=2))
         assert "was begun with 48 images of" in one_line(error)
         assert told in one_line(error)
-        again = train(dataclasses.replace(config, overwrite=True, epochs=2))
+        again = quick_train(dataclasses.replace(config, overwrite=True, epochs=2))
         assert list(again.history) == ["0", "1", "2"]
 
     @pytest.mark.parametrize("lost", ["model.json", "data.json"])
@@ -208,13 +205,13 @@ class TestOtherFlags:
             restore_run(copied.run_dir)
 
     @pytest.mark.parametrize("overwrite", [False, True])
-    def test_folder_of_runs_is_no_runs_folder(self, copied, flags_of, outcome, overwrite):
+    def test_folder_of_runs_is_no_runs_folder(self, copied, quick_command, overwrite):
         folder = Path(copied.run_dir)
         above = dataclasses.replace(
             copied, run_dir=str(folder.parent), saved_model_dir="elsewhere", overwrite=overwrite
         )
         before = sorted(folder.parent.iterdir())
-        status, _, error = outcome(program.main, *flags_of(above))
+        status, _, error = quick_command(above)
         assert status == 2
         assert f"{folder.parent} is a folder of run folders" in error
         assert f"--run_dir={folder.parent / 'new'}" in error
@@ -228,21 +225,23 @@ class TestOtherFlags:
             assert folder == Path(copied.run_dir)
 
     def test_overwrite_starts_anew_and_deletes_only_what_a_run_makes(
-        self, copied, tiny, tmp_path, state_of, assert_same_state
+        self, copied, tiny, tmp_path, quick_train, state_of, assert_same_state
     ):
         folder = Path(copied.run_dir)
         (folder / "notes.txt").write_text("mine")
         (folder / "thoughts").mkdir()
-        other = dataclasses.replace(copied, seed=1, epochs=1, dream_every=0, overwrite=True)
-        result = train(other)
+        other = dataclasses.replace(
+            copied, train_examples=24, epochs=1, dream_every=0, overwrite=True
+        )
+        result = quick_train(other)
         assert list(result.history) == ["0", "1"]
         assert (folder / "notes.txt").read_text() == "mine"
         assert (folder / "thoughts").is_dir()
-        assert newest_step(folder) == 6
+        assert newest_step(folder) == 3
         assert not (folder / "figures").exists()
         assert len(list((folder / "logs").glob("events.*"))) == 1
-        fresh = tiny(tmp_path / "fresh", seed=1, epochs=1)
-        train(fresh)
+        fresh = tiny(tmp_path / "fresh", train_examples=24, epochs=1)
+        quick_train(fresh)
         assert_same_state(state_of(folder), state_of(fresh.run_dir))
 
     def test_overwrite_with_data_that_cannot_be_read_deletes_nothing(self, copied, tmp_path):
@@ -254,10 +253,12 @@ class TestOtherFlags:
     @pytest.mark.parametrize(
         "mistake", [{"batch_size": 4096}, {"train_examples": 4096}, {"dataset": "/"}]
     )
-    def test_start_that_failed_does_not_stand_in_the_way_of_the_next(self, mistake, tiny, tmp_path):
+    def test_start_that_failed_does_not_stand_in_the_way_of_the_next(
+        self, mistake, tiny, tmp_path, quick_train
+    ):
         with pytest.raises(UsageError):
             train(tiny(tmp_path, **mistake))
-        assert list(train(tiny(tmp_path, epochs=1)).history) == ["0", "1"]
+        assert list(quick_train(tiny(tmp_path, epochs=1)).history) == ["0", "1"]
 
     def test_folder_that_holds_something_else_is_not_deleted_from(self, tiny, tmp_path):
         (tmp_path / "run" / "logs").mkdir(parents=True)
@@ -268,11 +269,11 @@ class TestOtherFlags:
 
 
 class TestLock:
-    def test_folder_in_use_is_refused_with_one_line(self, tiny, tmp_path, flags_of, outcome):
+    def test_folder_in_use_is_refused_with_one_line(self, tiny, tmp_path, quick_command):
         (tmp_path / "run").mkdir()
         with open(tmp_path / "run" / ".lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            status, _, error = outcome(program.main, *flags_of(tiny(tmp_path)))
+            status, _, error = quick_command(tiny(tmp_path))
         assert status == 2
         assert re.fullmatch(r"error: .*\n", error)
         assert f"{tmp_path / 'run'} is in use by another process" in error
@@ -293,37 +294,21 @@ class TestLock:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tiny, tmp_path_factory):
+def uninterrupted(tiny, quick_train, tmp_path_factory):
     config = tiny(tmp_path_factory.mktemp("uninterrupted"), checkpoint_every=3, dream_every=1)
-    return config, train(config)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted_long(tiny, tmp_path_factory):
-    config = tiny(tmp_path_factory.mktemp("long"), batch_size=4, epochs=12, checkpoint_every=3)
-    train(config)
-    return config
-
-
-def elsewhere(config, folder: Path):
-    return dataclasses.replace(
-        config, run_dir=str(folder / "run"), saved_model_dir=str(folder / "export")
-    )
+    return config, quick_train(config)
 
 
 @pytest.fixture
 def same_run(uninterrupted, tmp_path):
-    return elsewhere(uninterrupted[0], tmp_path)
-
-
-@pytest.fixture
-def same_long_run(uninterrupted_long, tmp_path):
-    return elsewhere(uninterrupted_long, tmp_path)
+    return dataclasses.replace(
+        uninterrupted[0], run_dir=str(tmp_path / "run"), saved_model_dir=str(tmp_path / "export")
+    )
 
 
 class TestCrash:
     def test_crash_after_any_save_leaves_a_run_that_continues_to_the_same_end(
-        self, uninterrupted, same_run, monkeypatch, state_of, assert_same_state
+        self, uninterrupted, same_run, quick_train, monkeypatch, state_of, assert_same_state
     ):
         save = tf.train.CheckpointManager.save
 
@@ -336,12 +321,12 @@ class TestCrash:
             with monkeypatch.context() as patch:
                 patch.setattr(tf.train.CheckpointManager, "save", save_and_die)
                 try:
-                    train(same_run)
+                    quick_train(same_run)
                     break
                 except Killed:
                     crashes += 1
         assert crashes >= 4
-        result = train(same_run)
+        result = quick_train(same_run)
         assert list(result.history) == ["0", "1", "2"]
         assert_same_state(state_of(same_run.run_dir), state_of(uninterrupted[0].run_dir))
         for name in ("recent", "epochs"):
@@ -353,7 +338,15 @@ class TestCrash:
 
     @pytest.mark.parametrize(("dies", "last"), [(9, 6), (12, 9)])
     def test_crash_within_an_epoch_continues_to_the_same_end(
-        self, dies, last, uninterrupted, same_run, monkeypatch, state_of, assert_same_state
+        self,
+        dies,
+        last,
+        uninterrupted,
+        same_run,
+        quick_train,
+        monkeypatch,
+        state_of,
+        assert_same_state,
     ):
         save = tf.train.CheckpointManager.save
 
@@ -365,15 +358,15 @@ class TestCrash:
         with monkeypatch.context() as patch:
             patch.setattr(tf.train.CheckpointManager, "save", die_before)
             with pytest.raises(Killed):
-                train(same_run)
+                quick_train(same_run)
         assert newest_step(Path(same_run.run_dir)) == last
-        result = train(same_run)
+        result = quick_train(same_run)
         assert result.history == uninterrupted[1].history
         assert_same_state(state_of(same_run.run_dir), state_of(uninterrupted[0].run_dir))
 
     @pytest.mark.parametrize("epoch", [0, 1, 2])
     def test_report_that_a_crash_prevented_is_made_up_for(
-        self, epoch, uninterrupted, same_run, monkeypatch
+        self, epoch, uninterrupted, same_run, quick_train, monkeypatch
     ):
         report = Reports.report
 
@@ -385,8 +378,8 @@ class TestCrash:
         with monkeypatch.context() as patch:
             patch.setattr(Reports, "report", die_instead)
             with pytest.raises(Killed):
-                train(same_run)
-        result = train(same_run)
+                quick_train(same_run)
+        result = quick_train(same_run)
         assert result.history == uninterrupted[1].history
         assert json.loads(Path(same_run.run_dir, "history.json").read_text()) == result.history
         assert {path.name for path in Path(same_run.run_dir, "figures").iterdir()} == {
@@ -410,71 +403,56 @@ class TestCrash:
         assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
 
 
-class TestSignals:
-    """With real processes, on a run of 144 steps that saves at every third."""
+def signalled(command: list[str], number: signal.Signals, ready) -> tuple[int, str, str]:
+    """Starts a run and sends it a signal once `ready` says so; how it ended."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 2 * MINUTES
+        while not ready():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(number)
+        return process.wait(MINUTES), *process.communicate()
+    finally:
+        process.kill()
+        process.wait()
 
-    def interrupt(self, config, flags, number, ready) -> tuple[int, str, str]:
-        """Starts a run and sends it a signal once `ready` says so; how it ended."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ad_keras.train", *flags(config)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            deadline = time.monotonic() + 2 * MINUTES
-            while not ready():
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
-            process.send_signal(number)
-            out, error = process.communicate(timeout=MINUTES)
-            return process.returncode, out, error
-        finally:
-            process.kill()
-            process.wait()
 
-    def test_killed_run_continues_to_the_same_end(
-        self, uninterrupted_long, same_long_run, flags_of, state_of, assert_same_state
-    ):
-        folder = Path(same_long_run.run_dir)
-        moments = [
-            lambda: newest_step(folder) >= 10,
-            # In the middle of writing a checkpoint, as far as can be told from outside.
-            lambda: (
-                newest_step(folder) >= 90
-                or (newest_step(folder) >= 50 and any(folder.glob("checkpoints/*/*_temp")))
-            ),
-        ]
-        for ready in moments:
-            before = newest_step(folder)
-            status, _, error = self.interrupt(same_long_run, flags_of, signal.SIGKILL, ready)
-            assert status == -signal.SIGKILL
-            assert error == ""
-            assert before < newest_step(folder) < 144
-        train(same_long_run)
-        assert_same_state(state_of(folder), state_of(uninterrupted_long.run_dir))
-        histories = (Path(run, "history.json") for run in (folder, uninterrupted_long.run_dir))
-        assert len({history.read_bytes() for history in histories}) == 1
+def test_processes_that_are_killed_and_interrupted_continue_to_the_same_end(
+    tiny, tmp_path, flags_of, quick_train, state_of, assert_same_state
+):
+    config = tiny(tmp_path / "signalled", epochs=10, checkpoint_every=3, log_every=50)
+    command = [sys.executable, "-m", "ad_keras.train", *flags_of(config)]
+    folder = config.run_path
 
-    def test_interrupted_run_saves_says_how_to_continue_and_continues_to_the_same_end(
-        self, uninterrupted_long, same_long_run, flags_of, state_of, assert_same_state
-    ):
-        folder = Path(same_long_run.run_dir)
-        for number, status, step in ((signal.SIGTERM, 143, 20), (signal.SIGINT, 130, 80)):
-            ended, out, error = self.interrupt(
-                same_long_run, flags_of, number, lambda step=step: newest_step(folder) >= step
-            )
-            assert ended == status, (out, error)
-            found = re.fullmatch(rf"error: {number.name} at step (\d+): (.*)\n", error)
-            assert found, error
-            assert int(found[1]) == newest_step(folder) >= step
-            assert "the state is saved" in found[2]
-            assert re.search("same command.* continues", found[2])
-            assert "Traceback" not in out
-        assert newest_step(folder) < 144
-        train(same_long_run)
-        assert_same_state(state_of(folder), state_of(uninterrupted_long.run_dir))
+    # In the middle of writing a checkpoint, as far as can be told from outside.
+    status, _, error = signalled(
+        command,
+        signal.SIGKILL,
+        lambda: (
+            newest_step(folder) >= 24
+            or (newest_step(folder) >= 9 and any(folder.glob("checkpoints/*/*_temp")))
+        ),
+    )
+    assert (status, error) == (-signal.SIGKILL, "")
+    killed = newest_step(folder)
+    assert 9 <= killed < 60
+
+    status, out, error = signalled(
+        command, signal.SIGTERM, lambda: newest_step(folder) >= killed + 7
+    )
+    assert status == 143, (out, error)
+    found = re.fullmatch(r"error: SIGTERM at step (\d+): (.*)\n", error)
+    assert found, error
+    assert killed + 7 <= int(found[1]) == newest_step(folder) < 60
+    assert "the state is saved" in found[2]
+    assert re.search("same command.* continues", found[2])
+    assert "Traceback" not in out
+
+    whole = tiny(tmp_path / "whole", epochs=10, log_every=50)
+    assert quick_train(config).history == quick_train(whole).history
+    assert_same_state(state_of(folder), state_of(whole.run_dir))
 
 
 class TestLookingBack:
@@ -513,16 +491,8 @@ class TestNoRun:
             load_config(tmp_path)
         assert f"{tmp_path} is not the folder of a run" in one_line(error)
 
-    def test_run_below_a_file_is_one_line(self, tiny, tmp_path, flags_of, outcome):
-        (tmp_path / "file").write_text("")
-        config = tiny(tmp_path, run_dir=str(tmp_path / "file" / "run"))
-        status, _, error = outcome(program.main, *flags_of(config))
-        assert status == 1
-        assert re.fullmatch(r"error: cannot read or write .*\n", error)
-        assert str(tmp_path / "file") in error
-
     def test_checkpoint_that_cannot_be_written_is_one_line_and_the_last_stays(
-        self, copied, monkeypatch
+        self, copied, quick_train, monkeypatch
     ):
         def refuse(manager, **_):
             raise tf.errors.ResourceExhaustedError(None, None, "No space left on device\nmore")
@@ -530,9 +500,9 @@ class TestNoRun:
         with monkeypatch.context() as patch:
             patch.setattr(tf.train.CheckpointManager, "save", refuse)
             with pytest.raises(RunError) as error:
-                train(dataclasses.replace(copied, epochs=5))
+                quick_train(dataclasses.replace(copied, epochs=5))
         message = one_line(error)
         assert "cannot save a checkpoint at step 27" in message
         assert "No space left on device" in message
         assert str(file_of(copied, 24, "x").with_suffix("")) in message
-        assert list(train(dataclasses.replace(copied, epochs=5)).history) == list("012345")
+        assert list(quick_train(dataclasses.replace(copied, epochs=5)).history) == list("012345")

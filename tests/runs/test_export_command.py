@@ -24,25 +24,31 @@ def read(folder: Path) -> dict[str, bytes]:
 
 
 class TestFinishedRun:
-    def test_export_of_a_run_is_what_training_exported(self, finished, tmp_path, outcome):
+    def test_export_of_a_run_is_what_training_exported_and_changes_nothing_in_the_run(
+        self, finished, tmp_path, outcome
+    ):
         config, result = finished
+        before = read(Path(config.run_dir))
         target = tmp_path / "again"
+        target.mkdir()
         status, out, error = outcome(
             export.main, f"--run_dir={config.run_dir}", f"--saved_model_dir={target}"
         )
         assert (status, error) == (0, "")
         assert out == f"Encoder and generator after 24 steps: {target}\n"
+        assert [path.name for path in tmp_path.iterdir()] == ["again"]
         images = load(config.dataset, "test").images
         first, second = (
             ad_keras.load_encoder(folder).predict(images, verbose=0)
             for folder in (result.export_folder, target)
         )
         np.testing.assert_array_equal(first["latent"], second["latent"])
-        said = [
+        first, second = (
             json.loads((folder / "metadata.json").read_text())
             for folder in (result.export_folder, target)
-        ]
-        assert said[0] == said[1]
+        )
+        assert first == second
+        assert read(Path(config.run_dir)) == before
 
     def test_exported_networks_are_those_of_the_run(self, finished):
         config, result = finished
@@ -69,21 +75,14 @@ class TestFinishedRun:
         assert said["image_shape"] == [32, 32, 3]
         assert said["flags"]["base_filters"] == 4
 
-    def test_export_goes_where_the_run_was_told_unless_told_otherwise(self, copied, outcome):
-        config = dataclasses.replace(copied, saved_model_dir=copied.run_dir + "-told")
-        Path(config.run_dir, "flags.json").write_text(config.to_json())
-        status, out, _ = outcome(export.main, f"--run_dir={config.run_dir}")
-        assert status == 0
-        assert out.strip().endswith(config.saved_model_dir)
-        assert Path(config.saved_model_dir, "encoder.keras").is_file()
-
-    def test_export_of_a_copy_leaves_that_of_the_original(
+    def test_export_goes_where_the_run_was_told_and_that_of_a_copy_elsewhere(
         self, copied, tmp_path, monkeypatch, outcome
     ):
         monkeypatch.chdir(tmp_path)
         config = dataclasses.replace(copied, saved_model_dir="told")
         Path(config.run_dir, "flags.json").write_text(config.to_json())
-        assert outcome(export.main, f"--run_dir={config.run_dir}")[0] == 0
+        status, out, _ = outcome(export.main, f"--run_dir={config.run_dir}")
+        assert (status, out) == (0, "Encoder and generator after 24 steps: told\n")
         before = read(tmp_path / "told")
         for folder in ("copy", "elsewhere/copy"):
             shutil.copytree(config.run_dir, folder)
@@ -96,31 +95,21 @@ class TestFinishedRun:
         said = json.loads(Path("saved_models", "copy", "metadata.json").read_text())
         assert said["run"] == "copy"
 
-    def test_export_changes_nothing_in_the_run(self, copied, tmp_path, outcome):
-        before = read(Path(copied.run_dir))
-        outcome(export.main, f"--run_dir={copied.run_dir}", f"--saved_model_dir={tmp_path / 'x'}")
-        assert read(Path(copied.run_dir)) == before
-
-    def test_damaged_newest_checkpoint_is_passed_over_and_named(self, copied, tmp_path, outcome):
-        damaged = Path(copied.run_dir, "checkpoints", "recent", "step-24.index")
-        os.truncate(damaged, 10)
-        status, out, error = outcome(
-            export.main, f"--run_dir={copied.run_dir}", f"--saved_model_dir={tmp_path / 'x'}"
-        )
-        assert status == 0
-        assert "after 21 steps" in out
-        assert re.search(r"step-24 is damaged", out + error)
-
 
 class TestUnfinishedRun:
-    def test_newest_checkpoint_is_exported(self, finished, copied, tmp_path, outcome):
-        for file in Path(copied.run_dir, "checkpoints", "recent").glob("step-2[14].*"):
+    def test_newest_checkpoint_that_is_not_damaged_is_exported(
+        self, finished, copied, tmp_path, outcome
+    ):
+        recent = Path(copied.run_dir, "checkpoints", "recent")
+        for file in recent.glob("step-24.*"):
             file.unlink()
+        os.truncate(recent / "step-21.index", 10)
         target = tmp_path / "early"
         status, out, error = outcome(
             export.main, f"--run_dir={copied.run_dir}", f"--saved_model_dir={target}"
         )
         assert (status, error) == (0, "")
+        assert "step-21 is damaged" in out
         assert "after 18 steps" in out
         assert json.loads((target / "metadata.json").read_text())["step"] == 18
         early, late = (
@@ -138,55 +127,37 @@ class TestUnfinishedRun:
         assert not Path(copied.saved_model_dir).exists()
 
 
-class TestNoRun:
-    @pytest.mark.parametrize("name", ["empty", "none"])
-    def test_folder_that_is_no_run_is_one_line(self, name, tmp_path, outcome):
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "expected", "told"),
+        [
+            ("--run_dir={here}/empty", 2, "{here}/empty is not the folder of a run"),
+            ("--run_dir={here}/none", 2, "{here}/none is not the folder of a run"),
+            ("", 2, "--run_dir is missing"),
+            ("--run_dirs=x", 2, ".*Did you mean --run_dir?"),
+            ("--run_dir={here}/file/run", 1, "cannot read or write {here}/file/run"),
+            ("--run_dir={run} --saved_model_dir={here}/file/x", 1, "cannot read or write {here}/f"),
+            ("--run_dir={run} --saved_model_dir={here}/mine", 2, "{here}/mine holds something"),
+            ("--run_dir={run} --saved_model_dir=.", 2, "--saved_model_dir=. would replace"),
+            ("--run_dir={run} --saved_model_dir=..", 2, "--saved_model_dir=.. would replace"),
+            ("--run_dir={run} --saved_model_dir=x/..", 2, "--saved_model_dir=x/.. would replace"),
+        ],
+    )
+    def test_mistakes_are_one_line_and_lose_nothing(
+        self, arguments, expected, told, finished, tmp_path, monkeypatch, outcome
+    ):
         (tmp_path / "empty").mkdir()
-        status, out, error = outcome(export.main, f"--run_dir={tmp_path / name}")
-        assert (status, out) == (2, "")
-        assert re.fullmatch(r"error: .*is not the folder of a run.*\n", error)
-        assert str(tmp_path / name) in error
-        assert not (tmp_path / "none").exists()
-
-    def test_missing_flag_is_one_line(self, outcome):
-        status, out, error = outcome(export.main)
-        assert (status, out) == (2, "")
-        assert re.fullmatch(r"error: --run_dir is missing.*\n", error)
-
-    def test_flag_of_training_is_refused(self, outcome):
-        status, _, error = outcome(export.main, "--run_dirs=x")
-        assert status == 2
-        assert "Did you mean --run_dir?" in error
-
-    def test_folder_below_a_file_is_one_line(self, finished, tmp_path, outcome):
         (tmp_path / "file").write_text("")
-        for arguments in (
-            [f"--run_dir={tmp_path / 'file' / 'run'}"],
-            [
-                f"--run_dir={finished[0].run_dir}",
-                f"--saved_model_dir={tmp_path / 'file' / 'export'}",
-            ],
-        ):
-            status, out, error = outcome(export.main, *arguments)
-            assert status in (1, 2)
-            assert out == ""
-            assert re.fullmatch(r"error: .*\n", error)
-            assert str(tmp_path / "file") in error
-
-
-class TestNothingIsLost:
-    def test_folder_that_is_no_export_is_not_replaced(self, finished, tmp_path, outcome):
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.txt").write_text("long")
-        status, _, error = outcome(
-            export.main,
-            f"--run_dir={finished[0].run_dir}",
-            f"--saved_model_dir={tmp_path / 'mine'}",
-        )
-        assert read(tmp_path) == {"mine/thesis.txt": b"long"}
-        assert status == 2
-        assert re.fullmatch(r"error: .*\n", error)
-        assert str(tmp_path / "mine") in error
+        monkeypatch.chdir(tmp_path / "empty")
+        places = {"here": tmp_path, "run": finished[0].run_dir}
+        before = sorted(tmp_path.rglob("*"))
+        status, out, error = outcome(export.main, *arguments.format(**places).split())
+        assert (status, out) == (expected, "")
+        message = re.escape(told.format(**places)).replace(r"\.\*", ".*")
+        assert re.fullmatch(rf"error: {message}.*\n", error)
+        assert sorted(tmp_path.rglob("*")) == before
 
     def test_run_is_not_replaced_by_its_export(self, copied):
         with pytest.raises(UsageError, match="saved_model_dir"):
@@ -200,26 +171,3 @@ class TestNothingIsLost:
         with pytest.raises(UsageError, match="saved_model_dir"):
             train(tiny(tmp_path, saved_model_dir=str(tmp_path / target)))
         assert not list(tmp_path.rglob("*.index"))
-
-    def test_working_directory_as_target_is_one_line(
-        self, finished, tmp_path, outcome, monkeypatch
-    ):
-        monkeypatch.chdir(tmp_path)
-        for target in (".", "..", "x/.."):
-            status, _, error = outcome(
-                export.main, f"--run_dir={finished[0].run_dir}", f"--saved_model_dir={target}"
-            )
-            assert status == 2
-            assert re.fullmatch(rf"error: --saved_model_dir={target} .*\n", error)
-        assert not list(tmp_path.iterdir())
-
-    def test_empty_folder_and_earlier_export_are_replaced(self, finished, tmp_path, outcome):
-        target = tmp_path / "export"
-        target.mkdir()
-        for _ in range(2):
-            status, _, error = outcome(
-                export.main, f"--run_dir={finished[0].run_dir}", f"--saved_model_dir={target}"
-            )
-            assert (status, error) == (0, "")
-            assert [path.name for path in tmp_path.iterdir()] == ["export"]
-            assert (target / "encoder.keras").is_file()

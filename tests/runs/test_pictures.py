@@ -1,8 +1,10 @@
 """Tests of the dream command and its pictures, on a small run and its export."""
 
+import functools
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,21 +93,20 @@ def test_a_run_is_drawn_into_its_folder_and_the_paths_are_printed(copied, outcom
     assert sum(frames_of(figures_folder / "walk.gif")[1]) == 6 * (600 + 15 * 60)
 
 
-def test_run_and_export_of_the_same_weights_give_the_same_pictures(finished, tmp_path, outcome):
+def test_run_and_export_of_the_same_weights_give_the_same_pictures_unless_the_seed_differs(
+    finished, tmp_path, monkeypatch, outcome
+):
     _, result = finished
-    for option, folder in (("run_dir", result.run_folder), ("export", result.export_folder)):
-        output = f"--output_dir={tmp_path / option}"
-        assert outcome(main, f"--{option}={folder}", "--num_images=4", output)[0] == 0
-    for name in ("sheet.png", "walk.gif"):
-        assert (tmp_path / "run_dir" / name).read_bytes() == (
-            tmp_path / "export" / name
-        ).read_bytes()
-
-
-def test_an_export_is_drawn_into_the_present_folder(finished, tmp_path, monkeypatch, outcome):
     monkeypatch.chdir(tmp_path)
-    assert outcome(main, f"--export={finished[1].export_folder}", "--num_images=4")[0] == 0
-    assert {path.name for path in (tmp_path / "dreams").iterdir()} == {"sheet.png", "walk.gif"}
+    for arguments in (
+        [f"--export={result.export_folder}"],  # into the present folder
+        [f"--run_dir={result.run_folder}", "--output_dir=run"],
+        [f"--run_dir={result.run_folder}", "--output_dir=other", "--seed=1"],
+    ):
+        assert outcome(main, *arguments, "--num_images=4")[0] == 0
+    for name in ("sheet.png", "walk.gif"):
+        assert Path("dreams", name).read_bytes() == Path("run", name).read_bytes()
+    assert (rows_of(sheet_of(Path("run")))[0] != rows_of(sheet_of(Path("other")))[0]).any()
 
 
 def test_a_restored_export_is_the_model_of_the_run(finished):
@@ -120,44 +121,54 @@ def test_a_restored_export_is_the_model_of_the_run(finished):
             np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.fixture
+def shown(finished, rebuilt, tmp_path, outcome, monkeypatch):
+    """Images that the command shows of a data set; it draws nothing."""
+
+    def run(*arguments: str) -> np.ndarray:
+        chosen = []
+
+        def overview(model, images, seed):
+            chosen.append(images)
+            return images[0]
+
+        monkeypatch.setattr(pictures, "overview", overview)
+        monkeypatch.setattr(pictures, "loop", lambda model, images, steps: images)
+        monkeypatch.setattr(
+            "ad_keras.runs.restore.restore_run", functools.partial(restore_run, build=rebuilt)
+        )
+        source = f"--run_dir={finished[1].run_folder}"
+        status, _, error = outcome(main, source, *arguments, f"--output_dir={tmp_path}")
+        assert (status, error) == (0, "")
+        return chosen[0]
+
+    return run
+
+
 @pytest.mark.parametrize("place", ["", "train", "train/owl", "owl"])
-def test_folders_without_a_test_split_show_what_they_have(place, finished, tmp_path, outcome):
+def test_folders_without_a_test_split_show_what_they_have(place, shown, tmp_path):
     save_pictures(tmp_path / "album" / place, 4, size=48)
-    arguments = ["--num_images=4", f"--dataset={tmp_path / 'album'}", f"--output_dir={tmp_path}"]
-    assert outcome(main, f"--run_dir={finished[1].run_folder}", *arguments)[0] == 0
-    shown = rows_of(sheet_of(tmp_path))[0][::2, :, :]
-    shown = [shown[:, start : start + PIXELS : 2] for start in range(0, 4 * 68, 68)]
+    images = shown("--num_images=4", f"--dataset={tmp_path / 'album'}")
     files = (tmp_path / "album" / place).iterdir()
     resized = [np.asarray(Image.open(file).resize((32, 32), Image.BILINEAR)) for file in files]
-    assert sorted(image.tobytes() for image in shown) == sorted(
+    assert sorted(image.tobytes() for image in images) == sorted(
         image.tobytes() for image in resized
     )
 
 
-def test_pictures_beside_folders_of_classes_are_shown(finished, image_folder, tmp_path, outcome):
+def test_pictures_beside_folders_of_classes_are_shown(shown, image_folder, tmp_path):
     folder = shutil.copytree(image_folder, tmp_path / "images")
     save_pictures(folder / "samples", 4)
-    arguments = ["--num_images=4", f"--dataset={folder / 'samples'}", f"--output_dir={tmp_path}"]
-    status, _, error = outcome(main, f"--run_dir={finished[1].run_folder}", *arguments)
-    assert (status, error) == (0, "")
+    assert len(shown("--num_images=4", f"--dataset={folder / 'samples'}")) == 4
 
 
-def test_test_images_are_preferred(finished, image_folder, tmp_path, outcome):
-    arguments = ["--num_images=12", f"--output_dir={tmp_path}"]
-    assert outcome(main, f"--run_dir={finished[1].run_folder}", *arguments)[0] == 0
-    first = rows_of(sheet_of(tmp_path))[0][::2, :PIXELS:2]
+def test_test_images_are_preferred_and_chosen_by_the_seed(shown, image_folder):
     files = (image_folder / "test").glob("*/*.png")
-    assert any((first == np.asarray(Image.open(file))).all() for file in files)
-
-
-def test_seeds_choose_other_memories_and_repeat_themselves(finished, tmp_path, outcome):
-    sheets = []
-    for number, seed in enumerate((0, 0, 1)):
-        arguments = [f"--seed={seed}", "--num_images=4", f"--output_dir={tmp_path / str(number)}"]
-        assert outcome(main, f"--run_dir={finished[1].run_folder}", *arguments)[0] == 0
-        sheets.append(sheet_of(tmp_path / str(number)))
-    np.testing.assert_array_equal(sheets[0], sheets[1])
-    assert (rows_of(sheets[0])[0] != rows_of(sheets[2])[0]).any()
+    test_images = {np.asarray(Image.open(file)).tobytes() for file in files}
+    first, same, other = (shown("--num_images=6", f"--seed={seed}") for seed in (3, 3, 4))
+    assert {image.tobytes() for image in first} <= test_images
+    np.testing.assert_array_equal(first, same)
+    assert (first != other).any()
 
 
 def test_rows_of_a_sheet_differ_unless_they_show_the_same(model, memories):

@@ -2,6 +2,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import os
 import re
@@ -26,8 +27,11 @@ from ad_keras import data, dream, export
 from ad_keras import train as program
 from ad_keras.data import load, validation_split
 from ad_keras.errors import Interrupted, RunError, UsageError
+from ad_keras.measures.latents import encode
+from ad_keras.measures.probe import linear_probe
 from ad_keras.runs import callbacks, reports
 from ad_keras.runs.build import build_model
+from ad_keras.runs.checkpoints import newest_step
 from ad_keras.runs.config import RUN_ONLY, Config
 from ad_keras.runs.parts import describe_model, difference
 from ad_keras.runs.restore import export_metadata, restore_export, restore_run
@@ -66,6 +70,18 @@ def held_out(config) -> data.ImageSet:
     train_set = load(config.dataset, "train")
     rows = validation_split(len(train_set), config.seed)[1]
     return data.ImageSet(train_set.images[rows], train_set.labels[rows], train_set.class_names)
+
+
+def probe_accuracy(config, encoder) -> float:
+    """The paper's probe of an encoder."""
+    images = load(config.dataset, "train")
+    latents = encode(encoder, images.images)
+    parts = [
+        part[rows]
+        for rows in validation_split(len(images), config.seed)
+        for part in (latents, images.labels)
+    ]
+    return linear_probe(*parts, num_classes=3, seed=config.seed).accuracy
 
 
 def shows(page: np.ndarray, image: np.ndarray) -> bool:
@@ -111,6 +127,13 @@ class StopAt(keras.callbacks.Callback):
         self.told.append("end")
 
 
+@pytest.fixture(scope="module")
+def plain(tiny, quick_train, tmp_path_factory):
+    """Configuration and result of `finished` without all that does not change the weights."""
+    config = tiny(tmp_path_factory.mktemp("plain"), epochs=4, log_every=50)
+    return config, quick_train(config)
+
+
 class TestRecords:
     def test_flags_are_saved(self, finished):
         config, result = finished
@@ -123,28 +146,14 @@ class TestRecords:
         assert list(result.history) == ["0", "1", "2", "3", "4"]
         assert not LOSSES & result.history["0"].keys()
         for epoch, entry in result.history.items():
-            assert 0 <= entry[PROBE] <= 1
+            assert PROBE in entry
             if epoch != "0":
                 assert entry.keys() >= LOSSES
                 assert all(np.isfinite(value) for value in entry.values())
 
-    def test_first_probe_is_of_the_untrained_encoder(self, finished, tiny, tmp_path):
-        from ad_keras.measures.latents import encode
-        from ad_keras.measures.probe import linear_probe
-
+    def test_first_probe_is_of_the_untrained_encoder(self, finished, rebuilt):
         config, result = finished
-        images = load(config.dataset, "train")
-        fitted, scored = validation_split(len(images), config.seed)
-        latents = encode(build_model(config).encoder, images.images)
-        probe = linear_probe(
-            latents[fitted],
-            images.labels[fitted],
-            latents[scored],
-            images.labels[scored],
-            num_classes=3,
-            seed=config.seed,
-        )
-        assert result.history["0"][PROBE] == probe.accuracy
+        assert result.history["0"][PROBE] == probe_accuracy(config, rebuilt(config).encoder)
 
     def test_losses_are_logged_at_their_steps(self, finished):
         _, result = finished
@@ -169,14 +178,6 @@ class TestRecords:
     def test_epoch_is_logged_beside_the_step(self, finished):
         logged = scalars(finished[1].run_folder, "epoch")
         assert logged == {step: pytest.approx(step / 6) for step in range(2, 25, 2)}
-
-    def test_short_run_has_its_losses_at_every_epochs_end(self, tiny, tmp_path):
-        result = train(tiny(tmp_path, log_every=50))
-        for tag in LOSSES:
-            logged = scalars(result.run_folder, tag)
-            assert logged == {
-                6 * epoch: pytest.approx(result.history[str(epoch)][tag]) for epoch in (1, 2)
-            }
 
     def test_dreams_and_latents_are_logged_at_their_steps(self, finished):
         _, result = finished
@@ -245,17 +246,25 @@ class TestRecords:
             top, left = 32 * (number // 3), 32 * (number % 3)
             np.testing.assert_array_equal(sprite[top : top + 32, left : left + 32], image)
 
-    def test_pictures_and_probes_can_be_switched_off(self, tiny, tmp_path):
-        config = tiny(tmp_path, epochs=3)
-        result = train(config)
-        assert [epoch for epoch, entry in result.history.items() if PROBE in entry] == ["0", "3"]
+    def test_pictures_probes_logs_and_export_can_be_switched_off(self, plain):
+        config, result = plain
+        assert [epoch for epoch, entry in result.history.items() if PROBE in entry] == ["0", "4"]
         found = events(result.run_folder)
-        assert [step for step, _ in found[PROBE]] == [0, 18]
+        assert [step for step, _ in found[PROBE]] == [0, 24]
         assert not any(tag.startswith("dreams/") for tag in found)
         assert not (result.run_folder / "figures").exists()
+        for tag in LOSSES:  # every epoch's end has them all the same
+            logged = scalars(result.run_folder, tag)
+            assert logged == {
+                6 * epoch: pytest.approx(result.history[str(epoch)][tag]) for epoch in range(1, 5)
+            }
+        assert result.export_folder is None
+        assert not Path(config.saved_model_dir).exists()
 
-    def test_pictures_and_probes_come_every_so_many_epochs_and_at_the_end(self, tiny, tmp_path):
-        result = train(tiny(tmp_path, epochs=5, dream_every=2, probe_every=3))
+    def test_pictures_and_probes_come_every_so_many_epochs_and_at_the_end(
+        self, tiny, tmp_path, quick_train
+    ):
+        result = quick_train(tiny(tmp_path, epochs=5, dream_every=2, probe_every=3))
         probed = [epoch for epoch, entry in result.history.items() if PROBE in entry]
         assert probed == ["0", "3", "5"]
         shown = [step for step, _ in events(result.run_folder)["dreams/rem"]]
@@ -263,39 +272,38 @@ class TestRecords:
 
 
 class TestRepeatability:
-    def test_same_flags_give_the_same_bits(
-        self, finished, tiny, tmp_path, state_of, assert_same_state
-    ):
-        again = tiny(tmp_path, epochs=4)  # other pictures, probes and checkpoints on the way
-        train(again)
-        assert_same_state(state_of(again.run_dir), state_of(finished[0].run_dir))
+    def test_same_flags_give_the_same_bits(self, finished, plain, state_of, assert_same_state):
+        assert_same_state(state_of(plain[0].run_dir), state_of(finished[0].run_dir))
 
-    @pytest.mark.parametrize("changes", [{"seed": 1}, {"phases": ("wake", "rem", "nrem")}])
-    def test_other_flags_give_other_weights(self, changes, finished, tiny, tmp_path, state_of):
-        other = tiny(tmp_path, epochs=4, **changes)
-        train(other)
-        first, second = state_of(other.run_dir), state_of(finished[0].run_dir)
+    def test_another_seed_gives_other_weights(self, plain, tiny, tmp_path, quick_train, state_of):
+        other = tiny(tmp_path, epochs=4, seed=1)
+        quick_train(other)
+        first, second = state_of(other.run_dir), state_of(plain[0].run_dir)
         kernels = [name for name in first if first[name].ndim > 1]
         assert kernels
         assert all((first[name] != second[name]).any() for name in kernels)
 
-    def test_bfloat16_trains_and_exports_float32(self, tiny, tmp_path):
-        result = train(tiny(tmp_path, precision="mixed_bfloat16", epochs=1))
+    def test_larger_images_train_in_bfloat16_and_exports_are_float32(self, tiny, tmp_path):
+        changes = {"precision": "mixed_bfloat16", "image_size": 64, "epochs": 1, "dream_every": 1}
+        result = train(tiny(tmp_path, **changes))
         encoder = ad_keras.load_encoder(result.export_folder)
+        assert encoder.inputs[0].shape == (None, 64, 64, 3)
         assert {weight.dtype for weight in encoder.weights} == {"float32"}
         assert all(layer.compute_dtype == "float32" for layer in encoder.layers[1:])
+        page = np.asarray(Image.open(result.run_folder / "figures" / "wake.png"))
+        assert page.std() > 10
 
 
 class TestData:
     def test_unlabelled_images_train_and_the_end_says_what_needs_labels(
-        self, image_folder, tiny, tmp_path, flags_of, outcome
+        self, image_folder, tiny, tmp_path, quick_command
     ):
         loose = tmp_path / "loose" / "train"
         loose.mkdir(parents=True)
         for number, file in enumerate(sorted((image_folder / "train").rglob("*.png"))):
             shutil.copy(file, loose / f"{number}.png")
         config = tiny(tmp_path, dataset=str(loose.parent), dream_every=1, probe_every=1)
-        status, out, error = outcome(program.main, *flags_of(config))
+        status, out, error = quick_command(config)
         assert (status, error) == (0, "")
         assert "no labels" in out
         assert "probe" in out
@@ -306,28 +314,23 @@ class TestData:
         assert "metadata_path" not in (logs / "projector_config.pbtxt").read_text()
         assert len((logs / "latents.tsv").read_text().splitlines()) == 5
 
-    def test_images_of_a_single_class_train(self, image_folder, tiny, tmp_path):
+    def test_images_of_a_single_class_train(self, image_folder, tiny, tmp_path, quick_train):
         shutil.copytree(image_folder / "train" / "cat", tmp_path / "cats" / "train" / "cat")
-        result = train(tiny(tmp_path, dataset=str(tmp_path / "cats"), epochs=1))
+        result = quick_train(tiny(tmp_path, dataset=str(tmp_path / "cats"), epochs=1))
         assert list(result.history) == ["0", "1"]
 
-    def test_subset_is_trained_on_the_whole_of_it(self, tiny, tmp_path):
-        result = train(tiny(tmp_path, train_examples=24, epochs=1))
+    def test_subset_is_trained_on_the_whole_of_it(self, tiny, tmp_path, quick_train):
+        result = quick_train(tiny(tmp_path, train_examples=24, epochs=1))
         assert restore_run(result.run_folder)[1].step.numpy() == 3
         assert len((result.run_folder / "logs" / "latents.tsv").read_text().splitlines()) == 2
 
-    @pytest.mark.parametrize("examples", [2, 3])
-    def test_few_images_are_trained_on_or_refused_in_one_line(
-        self, examples, tiny, tmp_path, flags_of, outcome
-    ):
-        config = tiny(tmp_path, train_examples=examples, batch_size=2, epochs=1)
-        status, _, error = outcome(program.main, *flags_of(config))
-        assert (status, error) == (0, "") or (
-            status == 2 and re.fullmatch(r"error: .*--train_examples.*\n", error)
-        )
+    def test_whole_data_set_can_be_one_mini_batch(self, tiny, tmp_path, quick_train):
+        config = tiny(tmp_path, train_examples=8, dream_every=1)
+        assert list(quick_train(config).history) == ["0", "1", "2"]
+        assert newest_step(config.run_path) == 2
 
     def test_held_out_images_have_no_part_in_training(
-        self, image_folder, tiny, tmp_path, state_of, assert_same_state
+        self, image_folder, tiny, tmp_path, quick_train, state_of, assert_same_state
     ):
         rows = validation_split(48, 0)[1]
         other = shutil.copytree(image_folder, tmp_path / "other")
@@ -346,63 +349,35 @@ class TestData:
         for hold_out in (True, False):
             for name, images in (("first", image_folder), ("second", other)):
                 folder = tmp_path / f"{name}-{hold_out}"
-                config = tiny(folder, dataset=str(images), hold_out=hold_out, epochs=3)
-                result = train(config)
+                config = tiny(folder, dataset=str(images), hold_out=hold_out, epochs=1)
+                quick_train(config)
                 states.append(state_of(config.run_dir))
-                steps.append(restore_run(result.run_folder)[1].step.numpy())
+                steps.append(newest_step(config.run_path))
         assert_same_state(states[0], states[1])
         different = [name for name in states[2] if (states[2][name] != states[3][name]).any()]
         assert len(different) > 50
-        assert steps == [15, 15, 18, 18]  # 43 of 48 images are five mini-batches of eight
+        assert steps == [5, 5, 6, 6]  # 43 of 48 images are five mini-batches of eight
 
-    def test_held_out_images_score_the_probe(self, tiny, tmp_path):
-        from ad_keras.measures.latents import encode
-        from ad_keras.measures.probe import linear_probe
-
-        config = tiny(tmp_path, hold_out=True, epochs=1)
-        result = train(config)
-        images = load(config.dataset, "train")
-        fitted, scored = validation_split(len(images), config.seed)
-        latents = encode(restore_run(result.run_folder)[1].encoder, images.images)
-        probe = linear_probe(
-            latents[fitted],
-            images.labels[fitted],
-            latents[scored],
-            images.labels[scored],
-            num_classes=3,
-        )
-        assert result.history["1"][PROBE] == probe.accuracy
-
-    def test_run_with_images_held_out_continues_to_the_same_bits(
-        self, tiny, tmp_path, state_of, assert_same_state
+    def test_run_with_images_held_out_probes_on_them_and_continues_to_the_same_bits(
+        self, tiny, tmp_path, quick_train, state_of, assert_same_state
     ):
         whole, parts = tiny(tmp_path / "a", hold_out=True), tiny(tmp_path / "b", hold_out=True)
-        train(whole)
-        train(dataclasses.replace(parts, epochs=1))
-        train(parts)
+        quick_train(whole)
+        result = quick_train(dataclasses.replace(parts, epochs=1))
+        encoder = restore_run(result.run_folder)[1].encoder
+        assert result.history["1"][PROBE] == probe_accuracy(parts, encoder)
+        quick_train(parts)
         assert_same_state(state_of(parts.run_dir), state_of(whole.run_dir))
         with pytest.raises(UsageError, match="--hold_out was True and is False"):
             train(dataclasses.replace(parts, hold_out=False))
 
-    def test_run_from_before_images_could_be_held_out_continues(self, tiny, tmp_path):
-        config = tiny(tmp_path, epochs=1)
-        train(config)
-        file = Path(config.run_dir, "flags.json")
+    def test_run_from_before_images_could_be_held_out_continues(self, copied, quick_train):
+        file = Path(copied.run_dir, "flags.json")
         flags = json.loads(file.read_text())
         del flags["hold_out"]
         file.write_text(json.dumps(flags))
-        assert list(train(dataclasses.replace(config, epochs=2)).history) == ["0", "1", "2"]
-        assert restore_run(Path(config.run_dir))[0].hold_out is False
-
-    def test_networks_need_not_be_exported(self, tiny, tmp_path):
-        config = tiny(tmp_path, epochs=1)
-        assert train(config, export=False).export_folder is None
-        assert not Path(config.saved_model_dir).exists()
-        assert (Path(train(config).export_folder) / "encoder.keras").is_file()
-
-    def test_whole_data_set_can_be_one_batch(self, tiny, tmp_path):
-        result = train(tiny(tmp_path, batch_size=48, epochs=2))
-        assert restore_run(result.run_folder)[1].step.numpy() == 2
+        assert list(quick_train(dataclasses.replace(copied, epochs=5)).history)[-1] == "5"
+        assert restore_run(Path(copied.run_dir))[0].hold_out is False
 
     @pytest.mark.parametrize(
         ("flag", "expected"),
@@ -436,13 +411,6 @@ class TestData:
         assert re.fullmatch(r"error: .*\n", error)
         assert str(broken) in error
 
-    def test_larger_images_train(self, tiny, tmp_path):
-        result = train(tiny(tmp_path, image_size=64, epochs=1, dream_every=1))
-        encoder = ad_keras.load_encoder(result.export_folder)
-        assert encoder.inputs[0].shape == (None, 64, 64, 3)
-        page = np.asarray(Image.open(result.run_folder / "figures" / "wake.png"))
-        assert page.std() > 10
-
 
 class TestDivergence:
     def test_loss_that_is_not_finite_stops_and_names_phase_step_and_checkpoint(
@@ -469,22 +437,7 @@ class TestDivergence:
         )
         assert restore_run(Path(config.run_dir))[1].step.numpy() == 8
 
-    @pytest.mark.parametrize(("rate", "batch_size"), [("1e3", 8), ("30", 48)])
-    def test_far_too_high_learning_rate_is_one_line(
-        self, rate, batch_size, tiny, tmp_path, flags_of, outcome
-    ):
-        config = tiny(tmp_path, batch_size=batch_size, probe_every=1, epochs=9)
-        status, _, error = outcome(
-            program.main,
-            *flags_of(config),
-            f"--encoder_learning_rate={rate}",
-            f"--generator_learning_rate={rate}",
-        )
-        assert status == 1
-        assert re.fullmatch(r"error: .* at step \d+.*\n", error)
-        assert "--encoder_learning_rate" in error
-
-    def test_weight_that_is_not_finite_is_not_saved(self, tiny, tmp_path):
+    def test_weight_that_is_not_finite_is_not_saved(self, tiny, tmp_path, quick_train):
         config = tiny(tmp_path, epochs=3)
 
         def spoil(epoch, logs=None):
@@ -494,16 +447,16 @@ class TestDivergence:
 
         callback = keras.callbacks.LambdaCallback(on_epoch_begin=spoil)
         with pytest.raises(RunError, match=r"step-12"):
-            train(config, [callback])
+            quick_train(config, [callback])
         assert restore_run(Path(config.run_dir))[1].step.numpy() == 12
 
-    def test_latents_that_overflow_are_one_line(self, tiny, tmp_path, monkeypatch):
+    def test_latents_that_overflow_are_one_line(self, tiny, tmp_path, quick_train, monkeypatch):
         def overflowing(encoder, images):
             return np.full((len(images), 8), np.inf, np.float32)
 
         monkeypatch.setattr(reports, "encode", overflowing)
         with pytest.raises(RunError) as error:
-            train(tiny(tmp_path))
+            quick_train(tiny(tmp_path))
         assert "\n" not in str(error.value)
 
 
@@ -530,13 +483,13 @@ class TestOtherFailures:
         ],
     )
     def test_cause_is_told_in_one_line(
-        self, failure, expected, tiny, tmp_path, flags_of, outcome, monkeypatch
+        self, failure, expected, tiny, tmp_path, quick_command, monkeypatch
     ):
         def fail(*_, **__):
             raise failure
 
         monkeypatch.setattr(callbacks.LossLog, "on_train_batch_end", fail)
-        status, _, error = outcome(program.main, *flags_of(tiny(tmp_path)))
+        status, _, error = quick_command(tiny(tmp_path))
         assert status == 1
         assert error.startswith(f"error: the run in {tmp_path / 'run'} failed: {expected} What")
         assert error.count("\n") == 1
@@ -545,41 +498,46 @@ class TestOtherFailures:
 
 class TestCallbacks:
     def test_callbacks_see_one_training_of_a_run_that_stopped_within_an_epoch(
-        self, finished, tmp_path, state_of, assert_same_state
+        self, finished, tmp_path, quick_train, state_of, assert_same_state
     ):
         config = dataclasses.replace(
             finished[0], run_dir=str(tmp_path / "run"), saved_model_dir=str(tmp_path / "export")
         )
         first, second = StopAt(15), StopAt()
-        result = train(config, [first])
+        result = quick_train(config, [first])
         assert first.told == ["begin", 0, 1, 2, "end"]
         assert list(result.history) == ["0", "1", "2"]
-        said = json.loads(Path(result.export_folder, "metadata.json").read_text())
-        assert said["step"] == restore_run(result.run_folder)[1].step.numpy() == 15
-        result = train(config, [second])
+        assert newest_step(result.run_folder) == 15
+        result = quick_train(config, [second])
         assert second.told == ["begin", 2, 3, "end"]
         assert result.history == finished[1].history
         assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
 
-    def test_run_can_be_stopped_early_by_its_probe_and_ends_in_order(self, tiny, tmp_path):
+    def test_run_can_be_stopped_early_by_its_probe_and_ends_in_order(
+        self, tiny, tmp_path, quick_train
+    ):
         stop = keras.callbacks.EarlyStopping(
             "ridge_probe/validation_accuracy", mode="max", baseline=1.5, patience=2
         )
         config = tiny(tmp_path, epochs=9, probe_every=1, dream_every=3)
-        result = train(config, [stop])
+        result = quick_train(config, [stop])
         assert list(result.history) == ["0", "1", "2"]
-        assert (result.export_folder / "encoder.keras").is_file()
         assert [step for step, _ in events(result.run_folder)["dreams/rem"]] == [0, 12]
         assert sorted(scalars(result.run_folder, "ridge_" + PROBE)) == [0, 6, 12]
 
-    def test_last_probe_of_a_run_that_stops_early_is_made(self, tiny, tmp_path):
-        result = train(tiny(tmp_path, epochs=9), [StopAt(12)])
+    def test_last_probe_of_a_run_that_stops_early_is_made(self, tiny, tmp_path, quick_train):
+        result = quick_train(tiny(tmp_path, epochs=9), [StopAt(12)])
         assert [epoch for epoch, entry in result.history.items() if PROBE in entry] == ["0", "2"]
 
     def test_training_works_in_a_thread(self, tiny, tmp_path):
+        config = tiny(tmp_path, epochs=1, phases=("wake",), external_weight=0.0)
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            result = pool.submit(train, tiny(tmp_path, epochs=1)).result()
-        assert list(result.history) == ["0", "1"]
+            result = pool.submit(train, config, export=False).result()
+        # Phases and losses that there are not are not logged.
+        assert {name for name in result.history["1"] if "probe" not in name} == {
+            "wake/reconstruction_loss",
+            "wake/kl_loss",
+        }
 
 
 def with_sgd(config):
@@ -593,15 +551,16 @@ def with_more_filters(config):
 
 
 @pytest.fixture(scope="module")
-def own(tiny, tmp_path_factory):
+def own(tiny, rebuilt, quick_train, tmp_path_factory):
     """Configuration of a run of a model that the flags do not describe."""
     config = tiny(tmp_path_factory.mktemp("own"), epochs=1)
-    train(config, build=with_sgd)
+    build = functools.partial(rebuilt, build_model=with_sgd)
+    quick_train(config, build=build, export=True)
     return config
 
 
 class TestOwnModel:
-    def test_model_of_ones_own_is_trained_and_restored(self, own):
+    def test_model_of_ones_own_is_trained_restored_and_continued(self, own, rebuilt, quick_train):
         config, model = restore_run(own.run_dir, build=with_sgd)
         assert config == own
         assert isinstance(model.encoder_optimizer, keras.optimizers.SGD)
@@ -611,7 +570,8 @@ class TestOwnModel:
             for first, second in zip(*weights, strict=True):
                 np.testing.assert_array_equal(first, second)
         longer = dataclasses.replace(own, epochs=2)
-        assert list(train(longer, build=with_sgd).history) == ["0", "1", "2"]
+        build = functools.partial(rebuilt, build_model=with_sgd)
+        assert list(quick_train(longer, build=build).history) == ["0", "1", "2"]
 
     @pytest.mark.parametrize(
         ("build", "told"),
@@ -648,40 +608,33 @@ class TestDisk:
         ("size", "dream_every"), [(100, 0), (3_000, 0), (20_000, 1), (250_000, 1)]
     )
     def test_disk_that_takes_no_more_is_one_line_that_says_where(
-        self, size, dream_every, tiny, tmp_path, flags_of, outcome
+        self, size, dream_every, tiny, tmp_path, quick_command
     ):
         config = tiny(tmp_path, dream_every=dream_every, checkpoint_every=3)
         with largest_file(size):
-            status, _, error = outcome(program.main, *flags_of(config))
+            status, _, error = quick_command(config)
         assert status == 1
         assert re.fullmatch(r"error: .*\n", error)
         assert str(tmp_path) in error
 
     def test_run_goes_on_once_there_is_room_again(
-        self, finished, tiny, tmp_path, state_of, assert_same_state
+        self, finished, tiny, tmp_path, quick_train, state_of, assert_same_state
     ):
         config = tiny(tmp_path, epochs=4)
         with largest_file(20_000), pytest.raises(RunError, match="cannot save a checkpoint"):
-            train(config)
-        train(config)
+            quick_train(config)
+        quick_train(config)
         assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
 
-    @pytest.mark.parametrize(
-        "failure",
-        [
-            OSError(errno.ENOSPC, "No space left on device"),
-            tf.errors.ResourceExhaustedError(None, None, "No space left on device"),
-        ],
-    )
     def test_export_that_fails_is_one_line_and_leaves_the_earlier_one(
-        self, failure, copied, flags_of, outcome, monkeypatch
+        self, copied, flags_of, outcome, monkeypatch
     ):
         Path(copied.saved_model_dir).mkdir()
         Path(copied.saved_model_dir, "metadata.json").write_text("{}")
         Path(copied.saved_model_dir, "encoder.keras").write_text("earlier")
 
         def fail(*_, **__):
-            raise failure
+            raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patch:
             patch.setattr(tf.saved_model, "save", fail)
@@ -692,13 +645,13 @@ class TestDisk:
         assert list(Path(copied.saved_model_dir).parent.glob(".*partial*")) == []
 
     def test_history_that_cannot_be_written_is_one_line(
-        self, tiny, tmp_path, flags_of, outcome, monkeypatch
+        self, tiny, tmp_path, quick_command, monkeypatch
     ):
         def refuse(path, text):
             raise OSError(errno.EROFS, "Read-only file system", str(path))
 
         monkeypatch.setattr(reports, "write_atomically", refuse)
-        status, _, error = outcome(program.main, *flags_of(tiny(tmp_path)))
+        status, _, error = quick_command(tiny(tmp_path))
         assert status == 1
         assert re.fullmatch(r"error: .*history\.json: Read-only file system.*\n", error)
 
@@ -709,10 +662,8 @@ class TestDisk:
         (tmp_path / "file").write_text("")
         config = tiny(tmp_path, **{flag: str(tmp_path / "file" / "x")})
         status, out, error = outcome(program.main, *flags_of(config))
-        assert status in (1, 2)
-        assert re.fullmatch(r"error: .*\n", error)
-        assert str(tmp_path / "file") in error
-        assert "Epoch" not in out
+        assert (status, out) == (1, "")
+        assert re.fullmatch(rf"error: cannot read or write {tmp_path}/file.*\n", error)
 
 
 class TestCommandLine:
@@ -752,94 +703,74 @@ class TestCommandLine:
         assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
 
     def test_pictures_that_were_never_made_are_not_promised(
-        self, tiny, tmp_path, flags_of, outcome
+        self, tiny, tmp_path, quick_train, quick_command
     ):
         config = tiny(tmp_path, epochs=1)
-        train(config)
-        status, out, _ = outcome(program.main, *flags_of(config), "--dream_every=1")
+        quick_train(config)
+        status, out, _ = quick_command(config, "--dream_every=1")
         assert status == 0
         for path in re.findall(r"^Dreams: (.*)$", out, re.MULTILINE):
             assert Path(path).is_file()
 
-    def test_fewer_epochs_than_were_trained_are_refused(self, tiny, tmp_path, flags_of, outcome):
+    def test_fewer_epochs_than_were_trained_are_refused(
+        self, tiny, tmp_path, quick_train, quick_command
+    ):
         config = tiny(tmp_path, epochs=3)
-        train(config, [StopAt(12)])
+        quick_train(config, [StopAt(12)])
         before = (tmp_path / "run" / "flags.json").read_bytes()
-        status, out, error = outcome(program.main, *flags_of(config), "--epochs=1")
+        status, out, error = quick_command(config, "--epochs=1")
         assert (status, out) == (2, "")
         assert "is in epoch 2 (step 12), beyond --epochs=1: use --epochs=2 or more" in error
         assert (tmp_path / "run" / "flags.json").read_bytes() == before
-        status, out, error = outcome(program.main, *flags_of(config), "--epochs=2")
+        status, out, error = quick_command(config, "--epochs=2")
         assert (status, error) == (0, "")
         assert "2 epochs" in out
 
-    @pytest.mark.parametrize("step", [4, 6])
+    @pytest.mark.parametrize(
+        ("number", "status", "step"), [(signal.SIGTERM, 143, 4), (signal.SIGINT, 130, 6)]
+    )
     def test_interrupted_step_is_finished_saved_and_continued_from(
-        self, step, tiny, tmp_path, monkeypatch, finished, state_of, assert_same_state
+        self,
+        number,
+        status,
+        step,
+        tiny,
+        tmp_path,
+        quick_train,
+        finished,
+        state_of,
+        assert_same_state,
     ):
-        config = tiny(tmp_path, epochs=4, overwrite=True)
-
-        def interrupt(log, batch, logs=None):
-            write(log, batch, logs)
-            if int(log.model.step.numpy()) == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-
+        config = tiny(tmp_path, epochs=4, overwrite=True, log_every=1)
+        interrupt = keras.callbacks.LambdaCallback(
+            on_train_batch_begin=lambda batch, logs=None: (
+                batch == step - 1 and signal.raise_signal(number)
+            )
+        )
         handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-        write = callbacks.LossLog.on_train_batch_end
-        with monkeypatch.context() as patch:
-            patch.setattr(callbacks.LossLog, "on_train_batch_end", interrupt)
-            with pytest.raises(Interrupted) as stop:
-                train(config)
-        assert stop.value.exit_status == 143
-        assert f"SIGTERM at step {step}: the state is saved" in str(stop.value)
+        with pytest.raises(Interrupted) as stop:
+            quick_train(config, [interrupt])
+        assert stop.value.exit_status == status
+        assert f"{number.name} at step {step}: the state is saved" in str(stop.value)
         assert "without --overwrite" in str(stop.value)
         assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
-        result = train(dataclasses.replace(config, overwrite=False))
+        assert sorted(scalars(config.run_dir, "wake/kl_loss")) == list(range(1, step + 1))
+        result = quick_train(dataclasses.replace(config, overwrite=False))
         for epoch, entry in result.history.items():
             assert (epoch == "0") or entry.keys() >= LOSSES
         assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
 
-    def test_interruption_keeps_what_was_logged(self, tiny, tmp_path, flags_of):
-        config = tiny(tmp_path, epochs=100_000, log_every=1)
-        process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "ad_keras.train", *flags_of(config)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            for line in process.stdout:
-                if line.startswith("Epoch 3/"):
-                    break
-            process.terminate()
-            _, error = process.communicate(timeout=60)
-        finally:
-            process.kill()
-            process.wait()
-        assert process.returncode == 143, error
-        (step,) = re.findall(r"at step (\d+)", error)
-        assert int(step) >= 12
-        assert sorted(scalars(config.run_dir, "wake/kl_loss")) == list(range(1, int(step) + 1))
-
 
 def test_run_in_its_default_place_stays_in_the_working_directory(
-    tiny, tmp_path, monkeypatch, image_folder
+    tiny, tmp_path, quick_train, monkeypatch, image_folder
 ):
     monkeypatch.chdir(tmp_path)
     config = tiny(tmp_path, run_dir=None, saved_model_dir=None, epochs=1)
-    result = train(config)
+    result = quick_train(config, export=True)
     name = image_folder.name
     assert result.run_folder.resolve() == tmp_path / "runs" / name
     assert result.export_folder.resolve() == tmp_path / "saved_models" / name
     assert sorted(os.listdir(tmp_path)) == ["runs", "saved_models"]
-
-
-def test_conditions_without_a_phase_log_no_losses_of_it(tiny, tmp_path):
-    result = train(tiny(tmp_path, phases=("wake",), external_weight=0.0, epochs=1))
-    assert {name for name in result.history["1"] if "probe" not in name} == {
-        "wake/reconstruction_loss",
-        "wake/kl_loss",
-    }
 
 
 def test_images_that_are_not_there_are_one_line(tiny, tmp_path):
