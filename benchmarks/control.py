@@ -129,8 +129,10 @@ def train(config: ControlConfig) -> Path:
     """
     import torch
 
+    from ad_keras.runs.build import build_model
     from ad_keras.runs.export import check_export_folder
     from ad_keras.runs.folder import RUN, open_run, read_record
+    from ad_keras.runs.parts import describe_model
 
     training = config.training
     folder = training.run_path
@@ -150,7 +152,13 @@ def train(config: ControlConfig) -> Path:
     kind = dataclasses.replace(
         RUN, name="control", content=(*RUN.content, RECORD, STATE, "beside.md")
     )
-    with open_run(training, kind, {RECORD: record, "data.json": {"images": len(train_set)}}):
+    records = {
+        RECORD: record,
+        # What its export tells, as that of a run does.
+        "data.json": {"images": len(train_set)},
+        "model.json": describe_model(build_model(training)),
+    }
+    with open_run(training, kind, records):
         if (before := read_record(folder, RECORD)) != record:
             changed = ", ".join(name for name in record if before.get(name) != record[name])
             raise UsageError(

@@ -333,7 +333,7 @@ REFUSALS = {
     "tune": [
         ("--max_trials=0", "--max_trials=0 is not possible: it must be at least 1"),
         ("--search=latent", "--search=latent cannot be varied. Did you mean latent_dim"),
-        ("--run_dir=x", "--run_dir=x is not possible: a search has its own folder"),
+        ("--run_dir=x", "--run_dir=x is not possible: it must be left out: a search has its own"),
         ("--dataset=cifr10", "Did you mean cifar10"),
     ],
 }
