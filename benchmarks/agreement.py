@@ -71,11 +71,11 @@ class AgreementConfig:
     def __post_init__(self):
         if self.peer and self.reference is None:
             raise UsageError("--peer follows a recording: name it with --reference.")
+        self.training  # noqa: B018, which refuses what cannot be
         if self.reference is None:
             require_torch("or name a recording with --reference")
         elif self.peer:
             require_torch("or leave out --peer")
-        self.training  # noqa: B018, which refuses what cannot be
 
     @property
     def training(self) -> Config:
