@@ -139,6 +139,7 @@ def curves(
                 points.index, means - halves, means + halves, color=colour, alpha=0.2, linewidth=0
             )
         if chance is not None:
+            axes.set_ylim(0, scale)  # intervals of two seeds go far beyond what an accuracy can be
             axes.axhline(scale * chance, color="grey", linestyle=":", linewidth=1, label="chance")
         axes.set(title=title, xlabel=quantity)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

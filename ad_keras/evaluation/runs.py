@@ -40,7 +40,7 @@ class Subject:
         config: of its training.
         model: trained.
         epoch: how many epochs the model has behind it.
-        earlier: the model after each epoch before that is kept.
+        earlier: the model after each epoch before that is kept, as far as it is measured.
     """
 
     folder: Path
@@ -69,10 +69,11 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
     folders = [Path(folder) for folder in flags.run_dir]
     _check_runs(folders)
     # What does not fit is refused before the first of several models is measured.
-    subjects = [_restore(folder, flags.epoch) for folder in folders]
+    metrics = flags.chosen_metrics
+    subjects = [_restore(folder, flags.epoch, metrics) for folder in folders]
     _check_epochs(subjects)
     subjects = subjects or [_export(Path(flags.export))]
-    config, metrics = subjects[0].config, flags.chosen_metrics
+    config = subjects[0].config
     dataset = flags.dataset or config.dataset
     train_set, test_set = (
         data.load(
@@ -226,11 +227,13 @@ def _check_epochs(subjects: Sequence[Subject]) -> None:
         raise UsageError(f"{shown}: choose one that all have with --epoch=N.")
 
 
-def _restore(folder: Path, epoch: int) -> Subject:
+def _restore(folder: Path, epoch: int, metrics: Sequence[str]) -> Subject:
     config, model = restore_run(folder, epoch or None)
     reached = epochs_behind(folder, config, model)
-    kept = Checkpoints(model, folder).kept_epochs()
-    earlier = {number: restore_run(folder, number)[1] for number in kept if number < reached}
+    kept = [number for number in Checkpoints(model, folder).kept_epochs() if number < reached]
+    if "epochs" not in metrics:  # of dreams, only the first is compared
+        kept = kept[:1] if set(OF_DREAMS) & set(metrics) else []
+    earlier = {number: restore_run(folder, number)[1] for number in kept}
     return Subject(folder, config, model, reached, earlier)
 
 
