@@ -43,6 +43,18 @@ def flag(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def same_flag(config_class: type, name: str, group: str):
+    """A field that is the same flag as another command's.
+
+    Args:
+        config_class: the other command's dataclass.
+        name: of the flag.
+        group: heading under which `--help` lists it here.
+    """
+    (field,) = (field for field in dataclasses.fields(config_class) if field.name == name)
+    return dataclasses.field(default=field.default, metadata={**field.metadata, "group": group})
+
+
 def parse(config_class: type[Config], argv: Sequence[str], program: str) -> Config:
     """Reads a command line into its dataclass.
 

@@ -4,13 +4,15 @@ import dataclasses
 import difflib
 from pathlib import Path
 
-from ad_keras.cli import flag
+from ad_keras.cli import flag, same_flag
 from ad_keras.errors import UsageError
 from ad_keras.evaluation.config import EvaluateConfig
 from ad_keras.evaluation.published import LINEAR_SEPARABILITY
 from ad_keras.runs.config import CONDITIONS, Config
 
 PHASES = Config().phases
+
+_RUNS = "Runs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,54 +24,42 @@ class ReproduceConfig:
     """
 
     dataset: str = flag("synth_digits", "Data", "data set with labels, as for training")
-    data_dir: str | None = flag(
-        None, "Data", "folder of prepared TensorFlow Datasets (default: ~/tensorflow_datasets)"
-    )
-    image_size: int = flag(32, "Data", "side of the images in pixels: 32, 64 or 128")
-    train_examples: int = flag(0, "Data", "number of training images to use (0: all)")
+    data_dir: str | None = same_flag(Config, "data_dir", "Data")
+    image_size: int = same_flag(Config, "image_size", "Data")
+    train_examples: int = same_flag(Config, "train_examples", "Data")
 
     conditions: tuple[str, ...] = flag(
         tuple(LINEAR_SEPARABILITY["cifar10"]),
-        "Runs",
+        _RUNS,
         f"conditions to compare, of {', '.join(CONDITIONS)}",
     )
     seeds: tuple[str, ...] = flag(
-        ("0",), "Runs", "seeds; each condition has a run for each. Several give standard errors"
+        ("0",), _RUNS, "seeds; each condition has a run for each. Several give standard errors"
     )
-    epochs: int = flag(50, "Runs", "passes over the training images")
+    epochs: int = same_flag(Config, "epochs", _RUNS)
     equal_updates: bool = flag(
         False,
-        "Runs",
+        _RUNS,
         "train conditions without a phase for more epochs, so that their encoders are updated as "
         "often as the full model's",
     )
-    batch_size: int = flag(64, "Runs", "images of a mini-batch")
-    latent_dim: int = flag(256, "Runs", "size of the latent")
-    base_filters: int = flag(64, "Runs", "filters of the first block; each next doubles them")
-    precision: str = flag(
-        "float32", "Runs", "precision of the networks in training", ("float32", "mixed_bfloat16")
-    )
-    probe_every: int = flag(1, "Runs", "epochs between the probes of Figure 4")
-    dream_every: int = flag(1, "Runs", "epochs between pictures of dreams in TensorBoard (0: none)")
+    network: str = same_flag(Config, "network", _RUNS)
+    latent_dim: int = same_flag(Config, "latent_dim", _RUNS)
+    base_filters: int = same_flag(Config, "base_filters", _RUNS)
+    batch_size: int = same_flag(Config, "batch_size", _RUNS)
+    encoder_learning_rate: float = same_flag(Config, "encoder_learning_rate", _RUNS)
+    generator_learning_rate: float = same_flag(Config, "generator_learning_rate", _RUNS)
+    schedule: str = same_flag(Config, "schedule", _RUNS)
+    warmup_epochs: float = same_flag(Config, "warmup_epochs", _RUNS)
+    average_weights: float = same_flag(Config, "average_weights", _RUNS)
+    precision: str = same_flag(Config, "precision", _RUNS)
+    probe_every: int = flag(1, _RUNS, "epochs between the probes of Figure 4")
+    dream_every: int = flag(1, _RUNS, "epochs between pictures of dreams in TensorBoard (0: none)")
 
-    num_dreams: int = flag(
-        10_000, "Measurements", "number of dreams of each kind that are compared with real images"
-    )
-    probe_seeds: int = flag(
-        5, "Measurements", "number of seeds of the paper's probe, which is noisy"
-    )
-    features: str = flag(
-        "classifier",
-        "Measurements",
-        "features in which dreams are compared: of a classifier, trained once on the same data, or "
-        "of Inception v3",
-        ("classifier", "inception"),
-    )
-    inception_weights: str | None = flag(
-        None,
-        "Measurements",
-        "file of Inception's weights, without its last layer (default: a download)",
-    )
+    num_dreams: int = same_flag(EvaluateConfig, "num_dreams", "Measurements")
+    probe_seeds: int = same_flag(EvaluateConfig, "probe_seeds", "Measurements")
+    features: str = same_flag(EvaluateConfig, "features", "Measurements")
+    inception_weights: str | None = same_flag(EvaluateConfig, "inception_weights", "Measurements")
 
     runs_dir: str = flag(
         "runs",
@@ -90,9 +80,7 @@ class ReproduceConfig:
         "folder of report.html, report.md and pictures/ (default: --results_dir, or "
         "runs/<data set>-report)",
     )
-    cache_dir: str = flag(
-        "~/.cache/ad_keras", "Folders", "folder of the classifier and the features of real images"
-    )
+    cache_dir: str = same_flag(EvaluateConfig, "cache_dir", "Folders")
     dry_run: bool = flag(
         False, "Folders", "train nothing; say what would be trained and how long it would take"
     )

@@ -122,7 +122,7 @@ class Progress(keras.callbacks.ProgbarLogger):
 
 
 class LossLog(keras.callbacks.Callback):
-    """Writes the losses since the epoch's start, and the rate, to TensorBoard, by step.
+    """Writes the losses since the epoch's start, and rates, to TensorBoard, by step.
 
     `epoch` is how many epochs the model was trained at that step, such as 1.5.
 
@@ -148,6 +148,9 @@ class LossLog(keras.callbacks.Callback):
                 tf.summary.scalar(name, value)
             tf.summary.scalar("images_per_second", self._steps.rate)
             tf.summary.scalar("epoch", step / self._steps.per_epoch)
+            for name in ("encoder", "generator"):
+                rate = getattr(self.model, f"{name}_optimizer").learning_rate
+                tf.summary.scalar(f"{name}_learning_rate", float(rate))
 
 
 class Guard(keras.callbacks.Callback):

@@ -189,10 +189,12 @@ def _rebuilt(
 def _write_saved_model(folder: Path, network: keras.Model, serve) -> None:
     signature = network.inputs[0]
     spec = tf.TensorSpec((None, *signature.shape[1:]), signature.dtype, name=signature.name)
-    archive = keras.export.ExportArchive()
-    archive.track(network)
-    archive.add_endpoint("serve", serve, input_signature=[spec])
-    archive.write_out(str(folder), verbose=False)
+    # Keras's ExportArchive would write every weight twice (keras issue 23553).
+    module = tf.Module()
+    module.weights = [weight.value for weight in network.weights]
+    module.serve = tf.function(serve, input_signature=[spec], autograph=False)
+    signatures = {name: module.serve for name in ("serve", "serving_default")}
+    tf.saved_model.save(module, str(folder), signatures)
 
 
 @contextlib.contextmanager
