@@ -193,7 +193,7 @@ def _write_saved_model(folder: Path, network: keras.Model, serve) -> None:
     module = tf.Module()
     module.weights = [weight.value for weight in network.weights]
     module.serve = tf.function(serve, input_signature=[spec], autograph=False)
-    signatures = {name: module.serve for name in ("serve", "serving_default")}
+    signatures = dict.fromkeys(("serve", "serving_default"), module.serve)
     tf.saved_model.save(module, str(folder), signatures)
 
 
