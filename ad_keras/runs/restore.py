@@ -16,6 +16,12 @@ from ad_keras.runs.export import copy_weights, load_encoder
 from ad_keras.runs.folder import load_config, read_record
 from ad_keras.runs.parts import describe_model, difference
 
+_READOUTS = {
+    "probe": "mean_of_seeds",
+    "ridge_probe": "accuracy",
+    "logistic_probe": "accuracy",
+}
+
 
 def restore_run(
     folder: str | Path, epoch: int | None = None, build: Callable[[Config], PAD] = build_model
@@ -96,16 +102,36 @@ def epochs_behind(folder: Path, config: Config, model: PAD) -> int:
 
 
 def export_metadata(config: Config, model: PAD) -> dict:
-    """What an export says of the run it comes from."""
+    """What an export says of the run it comes from.
+
+    `test_accuracy` is that of its probes by metric, and empty if this state was not evaluated.
+    """
     return {
         "dataset": config.dataset,
         "condition": config.condition,
         "seed": config.seed,
         "run": config.run_path.name,
         "epochs": epochs_behind(config.run_path, config, model),
+        "test_accuracy": _accuracies(config.run_path, int(model.step.numpy())),
         "flags": dataclasses.asdict(config),
         "model": read_record(config.run_path, "model.json"),
     }
+
+
+def _accuracies(folder: Path, step: int) -> dict[str, float]:
+    """What the run's evaluation says of its probes, if it was of this step."""
+    try:
+        results = json.loads((folder / "results.json").read_text())
+        if (results["step"], results["dataset"]) != (step, results["trained_on"]):
+            return {}
+        metrics = results["metrics"]
+        return {
+            name: metrics[name]["values"]["trained"][figure]
+            for name, figure in _READOUTS.items()
+            if name in metrics
+        }
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged file
+        return {}
 
 
 def _rebuilt(
