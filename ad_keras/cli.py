@@ -94,11 +94,9 @@ def parse(config_class: type[Config], argv: Sequence[str], program: str) -> Conf
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a program and turns what it raises into one line and an exit status.
+    """Gives a program the command line, and turns what it raises into one line and an exit status.
 
-    Args:
-        main: takes the command line. `UsageError` ends it with status 2, `RunError` and failed
-            writes with 1, an interruption with 130.
+    That is 2 for `UsageError`, 1 for `RunError` and failed writes, 130 for an interruption.
     """
     try:
         main(sys.argv)
@@ -168,11 +166,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Has SIGINT and SIGTERM call a function, except in threads, where Python does not allow it.
-
-    Args:
-        handle: is given the number of the signal and the present frame.
-    """
+    """Has SIGINT and SIGTERM call a function, except in threads, where Python does not allow it."""
     main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
     handlers = {number: signal.signal(number, handle) for number in numbers}
