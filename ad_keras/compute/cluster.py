@@ -68,14 +68,7 @@ class Cluster:
         return self.strategy.distribute_datasets_from_function(worker_batches)
 
     def agree(self, number: int) -> bool:
-        """Waits for all workers and compares a number.
-
-        Args:
-            number: of this worker.
-
-        Returns:
-            Whether it is the same on all workers.
-        """
+        """Waits for all workers; whether each of them has the same number."""
         if self.workers == 1:
             return True
         told = [number if worker == self.worker else 0 for worker in range(self.workers)]

@@ -142,32 +142,6 @@ class PAD(keras.Model):
         allowed = "'wake', then 'nrem' and 'rem' once each in any order, or without one of them"
         orderly = phases[:1] == ("wake",) and len(set(phases)) == len(phases)
         require(orderly and set(phases) <= set(PHASES), "phases", phases, allowed)
-        for weight, value in (
-            ("reconstruction_weight", reconstruction_weight),
-            ("recovery_weight", recovery_weight),
-            ("internal_weight", internal_weight),
-        ):
-            require(value > 0, weight, value, "above 0; `phases` leaves a phase out")
-        allowed = "above 0; without a `glimpse` there is no agreement"
-        require(agreement_weight > 0, "agreement_weight", agreement_weight, allowed)
-        for weight, value in (
-            ("kl_weight", kl_weight),
-            ("external_weight", external_weight),
-            ("gradient_penalty_weight", gradient_penalty_weight),
-            ("wake_noise_variance", wake_noise_variance),
-        ):
-            require(value >= 0, weight, value, "0 or more")
-        allowed = "0 without an external loss"
-        learns = external_weight > 0 or not gradient_penalty_weight
-        require(learns, "gradient_penalty_weight", gradient_penalty_weight, allowed)
-        require(
-            nrem_memories in ("single", "mixed"),
-            "nrem_memories",
-            repr(nrem_memories),
-            "'single' or 'mixed'",
-        )
-        allowed = "at least 0 and below 1"
-        require(0 <= average_weights < 1, "average_weights", average_weights, allowed)
         self.encoder = encoder
         self.generator = generator
         self.hippocampus = hippocampus if hippocampus is not None else Hippocampus()
@@ -189,27 +163,23 @@ class PAD(keras.Model):
         self.nrem_memories = nrem_memories
         self.average_weights = average_weights
         self.seed = seed
+        self._check_numbers()
         latents_shape = (None, generator.inputs[0].shape[-1])
         for part in self.parts_with_weights.values():
             if not part.built:
                 part.build(latents_shape)
                 part.built = True
+        state = {"trainable": False, "aggregation": "only_first_replica"}
         self.step = self.add_weight(
-            shape=(),
-            initializer="zeros",
-            dtype="int64",
-            trainable=False,
-            aggregation="only_first_replica",
-            name="step",
+            shape=(), initializer="zeros", dtype="int64", name="step", **state
         )
         self.averages = [
             self.add_weight(
                 shape=weight.shape,
                 initializer=lambda shape, dtype, start=weight: tf.convert_to_tensor(start.value),
                 dtype=weight.dtype,
-                trainable=False,
-                aggregation="only_first_replica",
                 name=f"average_{weight.path.replace('/', '_')}",
+                **state,
             )
             for weight in (self._network_weights() if average_weights else ())
         ]
@@ -374,16 +344,10 @@ class PAD(keras.Model):
         self._step(encoder_gradients, generator_gradients)
 
     def test_step(self, data) -> dict[str, tf.Tensor]:
-        """The losses on held-out images; touches neither weights nor memory.
+        """The losses on held-out images, as those of `train_step`; weights and memory stay.
 
         Noise and masks depend on the number of the batch alone, so that values of different
         epochs can be compared. REM mixes each latent with its neighbour's in the batch.
-
-        Args:
-            data: as for `train_step`.
-
-        Returns:
-            The mean of each loss since the evaluation's start.
         """
         images = self._images(data)
         # Training has the steps from 0 on.
@@ -398,15 +362,7 @@ class PAD(keras.Model):
         return self.get_metrics_result()
 
     def wake_noise(self, latents: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """The noise on the latents that wake reconstructs from.
-
-        Args:
-            latents: [B, latent_dim].
-            key: integer [2], of the stateless draw.
-
-        Returns:
-            [B, latent_dim], of variance `wake_noise_variance`.
-        """
+        """The noise on latents [B, latent_dim] that wake reconstructs from, of the same shape."""
         return self.wake_noise_variance**0.5 * replicas.normal(latents, key)
 
     @contextlib.contextmanager
@@ -486,6 +442,23 @@ class PAD(keras.Model):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         self.compile(**config)
 
+    def _check_numbers(self) -> None:
+        for name in ("reconstruction_weight", "recovery_weight", "internal_weight"):
+            value = getattr(self, name)
+            require(value > 0, name, value, "above 0; `phases` leaves a phase out")
+        allowed = "above 0; without a `glimpse` there is no agreement"
+        require(self.agreement_weight > 0, "agreement_weight", self.agreement_weight, allowed)
+        weights = ("kl_weight", "external_weight", "gradient_penalty_weight")
+        for name in (*weights, "wake_noise_variance"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        penalty, allowed = self.gradient_penalty_weight, "0 without an external loss"
+        holds = self.external_weight > 0 or not penalty
+        require(holds, "gradient_penalty_weight", penalty, allowed)
+        memories, allowed = self.nrem_memories, "'single' or 'mixed'"
+        require(memories in ("single", "mixed"), "nrem_memories", repr(memories), allowed)
+        decay, allowed = self.average_weights, "at least 0 and below 1"
+        require(0 <= decay < 1, "average_weights", decay, allowed)
+
     def _wake_losses(self, images: tf.Tensor, key: tf.Tensor) -> tuple[dict, tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             if self.gradient_penalty_weight:
@@ -560,9 +533,8 @@ class PAD(keras.Model):
         # Not the optimizers' `use_ema`: it averages after each update, of which phases make
         # several a step, and `keras.callbacks.SwapEMAWeights` knows one optimizer only.
         step = tf.cast(self.step.value, tf.float32)
-        decay = tf.minimum(
-            self.average_weights, (1.0 + step) / (10.0 + step)
-        )  # soon forgets step 0
+        soon_forgets_step_0 = (1.0 + step) / (10.0 + step)
+        decay = tf.minimum(self.average_weights, soon_forgets_step_0)
         for weight, average in self.averaged:
             difference = weight.value - average.value
             average.assign_add(tf.cast(1.0 - decay, difference.dtype) * difference)
