@@ -45,6 +45,12 @@ PARTS = (
     *("glimpse", "agreement"),
 )
 
+SETTINGS = (
+    *("phases", *(f"{loss}_weight" for loss in LOSSES)),
+    *("wake_noise_variance", "nrem_memories", "average_weights", "seed"),
+)
+"""Arguments of `PAD` that are no networks and no parts."""
+
 
 @keras.saving.register_keras_serializable("ad_keras")
 class PAD(keras.Model):
@@ -401,18 +407,10 @@ class PAD(keras.Model):
     def get_config(self) -> dict:
         """Returns the constructor's arguments, networks and parts included."""
         objects = ("encoder", "generator", *PARTS)
-        numbers = (
-            "phases",
-            *(f"{loss}_weight" for loss in LOSSES),
-            "wake_noise_variance",
-            "nrem_memories",
-            "average_weights",
-            "seed",
-        )
         return {
             "name": self.name,
             **{name: keras.saving.serialize_keras_object(getattr(self, name)) for name in objects},
-            **{name: getattr(self, name) for name in numbers},
+            **{name: getattr(self, name) for name in SETTINGS},
         }
 
     @classmethod

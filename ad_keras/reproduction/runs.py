@@ -31,7 +31,7 @@ from ad_keras.runs.folder import (
     refuse_other_flags,
     write_atomically,
 )
-from ad_keras.runs.training import train
+from ad_keras.runs.training import chosen_images, train
 
 _WARM_UP_STEPS, _TIMED_STEPS = 4, 10
 _TIMED_IMAGES = 2000  # that measuring is timed on
@@ -262,16 +262,7 @@ def _check_data(flags: ReproduceConfig) -> tuple[ImageSet, ImageSet]:
             "sort the images into a folder for each class."
         )
     check(flags.evaluate_config("checked").chosen_metrics, train_set, test_set, flags.num_dreams)
-    if flags.train_examples > len(train_set):
-        raise UsageError(
-            f"--train_examples={flags.train_examples} is more than the {len(train_set)} training "
-            f"images of {flags.dataset}."
-        )
-    images = flags.train_examples or len(train_set)
-    if flags.batch_size > images:
-        raise UsageError(
-            f"--batch_size={flags.batch_size} is more than the {images} training images."
-        )
+    chosen_images(flags.run_config("full", 0), train_set, split_seed=0)
     return train_set, test_set
 
 
