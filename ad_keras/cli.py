@@ -44,14 +44,8 @@ def flag(
 
 
 def same_flag(config_class: type, name: str, group: str):
-    """A field that is the same flag as another command's.
-
-    Args:
-        config_class: the other command's dataclass.
-        name: of the flag.
-        group: heading under which `--help` lists it here.
-    """
-    (field,) = (field for field in dataclasses.fields(config_class) if field.name == name)
+    """A field that is the same flag as in another command's dataclass, under another heading."""
+    field = config_class.__dataclass_fields__[name]
     return dataclasses.field(default=field.default, metadata={**field.metadata, "group": group})
 
 
