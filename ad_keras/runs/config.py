@@ -29,15 +29,7 @@ CONDITIONS = {
 """The paper's conditions: what each changes of the full model. `flags/` has a file for each."""
 
 PERTURBATIONS = (
-    "occlusion",
-    "crop",
-    "shift",
-    "rotation",
-    "flip",
-    "colour",
-    "grey",
-    "blur",
-    "noise",
+    *("occlusion", "crop", "shift", "rotation", "flip", "colour", "grey", "blur", "noise"),
 )
 """What `--perturbation` and `--glimpse` may name; a class of `ad_keras.pad` each."""
 
@@ -290,21 +282,9 @@ class Config:
             raise ValueError(f"not the flags of a run ({error})") from error
 
 
-RUN_ONLY = frozenset(
-    {
-        "data_dir",
-        "epochs",
-        "strategy",
-        "deterministic",
-        "run_dir",
-        "saved_model_dir",
-        "overwrite",
-        "checkpoint_every",
-        "log_every",
-        "dream_every",
-        "probe_every",
-    }
-)
+RUN_ONLY = frozenset({"data_dir", "epochs"}) | {
+    field.name for field in dataclasses.fields(Config) if field.metadata["group"] == _RUN
+}
 """Flags that a continued run may change: no weight at a given step depends on them, except for
 rounding, which other devices do differently, and for `epochs` with a cosine schedule."""
 
