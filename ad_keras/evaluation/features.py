@@ -58,7 +58,7 @@ class FeatureExtractor:
         return joblib.hash(self.network.get_weights())
 
     def __call__(self, images: np.ndarray, label: str = "features") -> np.ndarray:
-        """Features, float32 [N, D], of images, uint8 [N, H, W, 3], with a progress bar so named."""
+        """Features, float32 [N, D], of images, uint8 [N, H, W, 3]; a progress bar has the label."""
         return _apply(self.network, images, label)
 
     def of_reference(self, images: np.ndarray) -> np.ndarray:

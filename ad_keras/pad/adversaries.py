@@ -14,7 +14,7 @@ from ad_keras.pad.parts import Part
 class Minimax(Part):
     """The paper's adversarial losses: cross-entropies of the discriminator d.
 
-    An adversary of your own has these three methods.
+    An adversary of your own has these three methods, of logits [B] of images or dreams.
     """
 
     def external(self, logits: tf.Tensor) -> tf.Tensor:

@@ -368,7 +368,7 @@ class PAD(keras.Model):
         return self.get_metrics_result()
 
     def wake_noise(self, latents: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """The noise on latents [B, latent_dim] that wake reconstructs from, of the same shape."""
+        """Noise of `wake_noise_variance` for latents [B, latent_dim] that wake rebuilds from."""
         return self.wake_noise_variance**0.5 * replicas.normal(latents, key)
 
     @contextlib.contextmanager

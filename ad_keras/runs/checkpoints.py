@@ -140,7 +140,7 @@ class Checkpoints:
 
 def _saved(folder: Path) -> list[int]:
     """Numbers of the states in a folder, by their files: the list kept of them may be lost."""
-    return sorted(int(file.stem.rpartition("-")[2]) for file in folder.glob("*-*.index"))
+    return sorted(int(file.stem.rpartition("-")[2]) for file in folder.glob("*-[0-9]*.index"))
 
 
 def _is_finite(value: tf.Tensor) -> bool:

@@ -179,7 +179,11 @@ def overview(model: PAD, images: np.ndarray, seed: int) -> np.ndarray:
 
 
 def sheet(rows: Rows, heading: str | None = None) -> np.ndarray:
-    """Draws rows of images with their names at the left: uint8 [height, width, 3], on white."""
+    """Draws rows of images under a heading, with their names at the left, on white.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
     columns, side = rows[0][1].shape[:2]
     side = max(side, _PIXELS)
     cell = side + _GAP
