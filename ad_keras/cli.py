@@ -118,7 +118,7 @@ def quiet_start() -> Iterator[None]:
     # faster, too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as held, _duplicate(2) as stderr:
+    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "wb", buffering=0) as stderr:
         os.dup2(held.fileno(), 2)
         try:
             yield
@@ -129,19 +129,10 @@ def quiet_start() -> Iterator[None]:
             raise
         except BaseException:
             held.seek(0)
-            os.write(stderr, held.read())
+            stderr.write(held.read())
             raise
         finally:
-            os.dup2(stderr, 2)
-
-
-@contextlib.contextmanager
-def _duplicate(descriptor: int) -> Iterator[int]:
-    copy = os.dup(descriptor)
-    try:
-        yield copy
-    finally:
-        os.close(copy)
+            os.dup2(stderr.fileno(), 2)
 
 
 @contextlib.contextmanager

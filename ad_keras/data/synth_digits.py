@@ -2,7 +2,8 @@
 
 Importing this module registers the TFDS dataset `synth_digits`, so that
 `tfds.load("synth_digits/10k")` works. Nothing is downloaded: every image is drawn from typefaces
-that are installed with matplotlib and with the `font-*` packages on PyPI.
+that are installed with matplotlib and with the `font-*` packages on PyPI. An example is a function
+of the data set's seed, from 0, its split, "train" or "test", and its index in the split, from 0.
 
 The idea of training on rendered digits in place of street-view crops is from Ganin and Lempitsky,
 "Unsupervised Domain Adaptation by Backpropagation", arXiv 1409.7495 (their "Syn Numbers"). The
@@ -107,10 +108,7 @@ def face_names() -> tuple[str, ...]:
 
 @functools.cache
 def glyphs() -> tuple[tuple[Glyph, ...], ...]:
-    """Rasterises all digits of all typefaces, once per process.
-
-    Returns:
-        For each face, in the order of `face_names`, its ten digits in the order 0 to 9.
+    """The ten digits of each typeface, in the order of `face_names`, rasterised once per process.
 
     Raises:
         FileNotFoundError: If a font file or the package that ships it is missing.
@@ -156,16 +154,9 @@ def _rasterise_digit(font: ImageFont.FreeTypeFont, digit: str) -> Glyph:
 
 
 def make_rng(seed: int, split: str, index: int, stream: int = _IMAGE_STREAM) -> np.random.Generator:
-    """Makes the random generator that belongs to one example.
+    """Makes the random generator of one example, independent of those of all other arguments.
 
-    Args:
-        seed: Non-negative seed of the dataset.
-        split: `"train"` or `"test"`.
-        index: Position of the example in its split, from 0.
-        stream: Separates independent uses of the same three numbers.
-
-    Returns:
-        A generator that is independent of those of all other arguments.
+    The stream separates uses of the same three numbers.
     """
     key = (stream, _SPLIT_IDS[split], index)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
@@ -177,34 +168,17 @@ def _labels_of_block(seed: int, split: str, block: int) -> tuple[int, ...]:
 
 
 def label_at(seed: int, split: str, index: int) -> int:
-    """Gives the label of one example.
+    """The label of one example, 0 to 9.
 
     Every ten consecutive examples, counted from 0, hold each digit once in random order. The
     classes are therefore balanced in every config, and a small config is a prefix of a larger one.
-
-    Args:
-        seed: Non-negative seed of the dataset.
-        split: `"train"` or `"test"`.
-        index: Position of the example in its split, from 0.
-
-    Returns:
-        The digit, 0 to 9.
     """
     block, position = divmod(index, NUM_CLASSES)
     return _labels_of_block(seed, split, block)[position]
 
 
 def example_at(seed: int, split: str, index: int) -> tuple[np.ndarray, int]:
-    """Draws one example, which depends on nothing but the three arguments.
-
-    Args:
-        seed: Non-negative seed of the dataset.
-        split: `"train"` or `"test"`.
-        index: Position of the example in its split, from 0.
-
-    Returns:
-        The image, uint8 of shape (32, 32, 3), and its label, 0 to 9.
-    """
+    """Draws one example: the image, uint8 of shape (32, 32, 3), and its label, 0 to 9."""
     label = label_at(seed, split, index)
     return render(make_rng(seed, split, index), label), label
 
