@@ -23,11 +23,7 @@ def main() -> None:
 
 
 def run_command(argv: Sequence[str]) -> None:
-    """Runs the command that is named, loading only what it needs, or lists all.
-
-    Args:
-        argv: the program's name, the command's and its flags.
-    """
+    """Runs the command that is named, loading only what it needs, or lists all."""
     if len(argv) < 2 or argv[1] in ("--help", "-help", "-h", "--h"):
         print("ad-keras COMMAND [flags]\n")
         for name, description in COMMANDS.items():

@@ -44,14 +44,8 @@ def flag(
 
 
 def same_flag(config_class: type, name: str, group: str):
-    """A field that is the same flag as another command's.
-
-    Args:
-        config_class: the other command's dataclass.
-        name: of the flag.
-        group: heading under which `--help` lists it here.
-    """
-    (field,) = (field for field in dataclasses.fields(config_class) if field.name == name)
+    """A field that is the same flag as in another command's dataclass, under another heading."""
+    field = config_class.__dataclass_fields__[name]
     return dataclasses.field(default=field.default, metadata={**field.metadata, "group": group})
 
 
@@ -94,11 +88,9 @@ def parse(config_class: type[Config], argv: Sequence[str], program: str) -> Conf
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a program and turns what it raises into one line and an exit status.
+    """Gives a program the command line, and turns what it raises into one line and an exit status.
 
-    Args:
-        main: takes the command line. `UsageError` ends it with status 2, `RunError` and failed
-            writes with 1, an interruption with 130.
+    That is 2 for `UsageError`, 1 for `RunError` and failed writes, 130 for an interruption.
     """
     try:
         main(sys.argv)
@@ -126,7 +118,7 @@ def quiet_start() -> Iterator[None]:
     # faster, too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as held, _duplicate(2) as stderr:
+    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "wb", buffering=0) as stderr:
         os.dup2(held.fileno(), 2)
         try:
             yield
@@ -137,19 +129,10 @@ def quiet_start() -> Iterator[None]:
             raise
         except BaseException:
             held.seek(0)
-            os.write(stderr, held.read())
+            stderr.write(held.read())
             raise
         finally:
-            os.dup2(stderr, 2)
-
-
-@contextlib.contextmanager
-def _duplicate(descriptor: int) -> Iterator[int]:
-    copy = os.dup(descriptor)
-    try:
-        yield copy
-    finally:
-        os.close(copy)
+            os.dup2(stderr.fileno(), 2)
 
 
 @contextlib.contextmanager
@@ -168,11 +151,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Has SIGINT and SIGTERM call a function, except in threads, where Python does not allow it.
-
-    Args:
-        handle: is given the number of the signal and the present frame.
-    """
+    """Has SIGINT and SIGTERM call a function, except in threads, where Python does not allow it."""
     main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
     handlers = {number: signal.signal(number, handle) for number in numbers}

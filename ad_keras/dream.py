@@ -53,11 +53,7 @@ class DreamConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draws as the command line says.
-
-    Args:
-        argv: the program's name and its flags.
-    """
+    """Draws as a command line says."""
     flags = parse(DreamConfig, argv, "python -m ad_keras.dream")
     if flags.dataset:
         resolve(flags.dataset)

@@ -2,7 +2,7 @@
 
 import re
 
-_NO_CAUSE = ("Graph execution error:", "Detected at node", "File ", "<stack traces unavailable>")
+_NO_CAUSE = ("Graph execution error:", "Detected at node", 'File "', "<stack traces unavailable>")
 
 
 class UsageError(ValueError):

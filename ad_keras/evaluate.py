@@ -8,11 +8,7 @@ from ad_keras.evaluation.config import EvaluateConfig
 
 
 def main(argv: Sequence[str]) -> None:
-    """Evaluates as the command line says and prints the table.
-
-    Args:
-        argv: the program's name and its flags.
-    """
+    """Evaluates as a command line says and prints the table."""
     config = parse(EvaluateConfig, argv, "python -m ad_keras.evaluate")
     if config.dataset:
         resolve(config.dataset)

@@ -28,11 +28,7 @@ class ExportConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Exports as the command line says.
-
-    Args:
-        argv: the program's name and its flags.
-    """
+    """Exports as a command line says."""
     flags = parse(ExportConfig, argv, "python -m ad_keras.export")
     with quiet_start():
         from ad_keras.runs.export import check_export_folder, export_networks

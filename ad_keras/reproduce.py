@@ -9,11 +9,7 @@ from ad_keras.reproduction.config import ReproduceConfig
 
 
 def main(argv: Sequence[str]) -> None:
-    """Reproduces the paper's results as the command line says.
-
-    Args:
-        argv: the program's name and its flags.
-    """
+    """Reproduces the paper's results as a command line says."""
     program = "python -m ad_keras.reproduce"
     config = parse(ReproduceConfig, argv, program)
     if not config.results_dir:

@@ -9,11 +9,7 @@ from ad_keras.runs.config import Config
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains as the command line says and prints what came out.
-
-    Args:
-        argv: the program's name and its flags.
-    """
+    """Trains as a command line says and prints what came out."""
     config = parse(Config, argv, "python -m ad_keras.train")
     resolve(config.dataset)
     if config.deterministic:

@@ -8,11 +8,7 @@ from ad_keras.tuning.config import TuneConfig
 
 
 def main(argv: Sequence[str]) -> None:
-    """Searches as the command line says and prints what came out.
-
-    Args:
-        argv: the program's name and its flags.
-    """
+    """Searches as a command line says and prints what came out."""
     config = parse(TuneConfig, argv, "python -m ad_keras.tune")
     resolve(config.dataset)
     with quiet_start():

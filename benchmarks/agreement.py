@@ -334,11 +334,7 @@ def follow(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the largest differences.
-
-    Args:
-        argv: the program's name and its flags.
-    """
+    """Prints the largest differences."""
     config = parse(AgreementConfig, argv, "python benchmarks/agreement.py")
     pin_to_processor()
     with quiet_start():

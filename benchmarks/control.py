@@ -88,11 +88,7 @@ class ControlConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains, measures and prints the table.
-
-    Args:
-        argv: the program's name and its flags.
-    """
+    """Trains, measures and prints the table."""
     config = parse(ControlConfig, argv, "python benchmarks/control.py")
     data.resolve(config.dataset)
     pin_to_processor()
@@ -114,13 +110,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def train(config: ControlConfig) -> Path:
-    """Trains, or continues to train, the control to its last epoch, and measures it.
-
-    Args:
-        config: of the control.
-
-    Returns:
-        Its folder.
+    """Trains, or continues to train, the control to its last epoch; measures it; its folder.
 
     Raises:
         UsageError: if the data or the folder are not as they must be.
@@ -133,16 +123,14 @@ def train(config: ControlConfig) -> Path:
     from ad_keras.runs.export import check_export_folder
     from ad_keras.runs.folder import RUN, open_run, read_record
     from ad_keras.runs.parts import describe_model
+    from ad_keras.runs.training import chosen_images
 
     training = config.training
     folder = training.run_path
     if (folder / "flags.json").exists() and not (folder / RECORD).exists():
         raise UsageError(f"{folder} holds a run of ad_keras: choose another --run_dir.")
     train_set = data.load(config.dataset, "train", data_dir=config.data_dir)
-    if config.batch_size > len(train_set):
-        raise UsageError(
-            f"--batch_size={config.batch_size} is more than the {len(train_set)} training images."
-        )
+    chosen_images(training, train_set, config.seed)  # refuses too few
     check_export_folder(training.export_path, folder)
     record = {
         "images": joblib.hash(train_set.images),

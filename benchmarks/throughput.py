@@ -88,11 +88,7 @@ class BenchmarkConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures, prints tables, and writes the JSON file.
-
-    Args:
-        argv: the program's name and its flags.
-    """
+    """Measures, prints tables, and writes the JSON file."""
     config = parse(BenchmarkConfig, argv, "python benchmarks/throughput.py")
     if config.peer:
         pin_to_processor()

@@ -1,8 +1,7 @@
 """Where a run computes: on one device, on several, or on several machines.
 
 The strategies are TensorFlow's. Workers find each other by the standard environment variable
-`TF_CONFIG`, such as `{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type":
-"worker", "index": 0}}`.
+`TF_CONFIG`.
 """
 
 import contextlib
@@ -16,6 +15,10 @@ import tensorflow as tf
 
 from ad_keras.data.pixels import as_signed
 from ad_keras.errors import RunError, UsageError, first_line
+
+_EXAMPLE = (  # of TF_CONFIG
+    '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +71,7 @@ class Cluster:
         return self.strategy.distribute_datasets_from_function(worker_batches)
 
     def agree(self, number: int) -> bool:
-        """Waits for all workers and compares a number.
-
-        Args:
-            number: of this worker.
-
-        Returns:
-            Whether it is the same on all workers.
-        """
+        """Waits for all workers; whether each of them has the same number."""
         if self.workers == 1:
             return True
         told = [number if worker == self.worker else 0 for worker in range(self.workers)]
@@ -159,9 +155,7 @@ def connect(strategy: str) -> Cluster:
         return Cluster(_tpu_strategy())
     if task is None:
         raise UsageError(
-            "--strategy=multi_worker needs the environment variable TF_CONFIG, such as "
-            '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
-            '"task": {"type": "worker", "index": 0}}.'
+            f"--strategy=multi_worker needs the environment variable TF_CONFIG, such as {_EXAMPLE}."
         )
     return Cluster(tf.distribute.MultiWorkerMirroredStrategy(), *task)
 
@@ -195,8 +189,7 @@ def _task() -> tuple[int, int] | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"TF_CONFIG={text} does not describe a worker of a cluster ({error!r}): it must be "
-            'like {"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
-            '"task": {"type": "worker", "index": 0}}.'
+            f"like {_EXAMPLE}."
         ) from None
 
 

@@ -30,14 +30,7 @@ class Convolution(keras.layers.Conv2D):
     """`keras.layers.Conv2D`, faster with 4x4 kernels, stride 2 and "same" padding."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Convolves.
-
-        Args:
-            inputs: [B, H, W, C].
-
-        Returns:
-            [B, H / 2, W / 2, filters], with the settings that this layer is made for.
-        """
+        """Halves [B, H, W, C] to [B, H / 2, W / 2, filters], with the settings it is made for."""
         if not _on_cpu() or not _is_halving(self, inputs):
             return super().call(inputs)
         return _convolution(inputs, *_values(self))
@@ -48,14 +41,7 @@ class TransposedConvolution(keras.layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose`, faster with 4x4 kernels, stride 2 and "same" padding."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Doubles the size of feature maps.
-
-        Args:
-            inputs: [B, H, W, C].
-
-        Returns:
-            [B, 2 H, 2 W, filters], with the settings that this layer is made for.
-        """
+        """Doubles [B, H, W, C] to [B, 2 H, 2 W, filters], with the settings it is made for."""
         if not _on_cpu() or not _is_doubling(self, inputs):
             return super().call(inputs)
         return _transposed_convolution(inputs, *_values(self))
@@ -66,25 +52,14 @@ class Projection(keras.layers.EinsumDense):
     """`keras.layers.EinsumDense` from latents to feature maps, with one bias a channel."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Projects latents.
-
-        Args:
-            inputs: [B, latent_dim].
-
-        Returns:
-            [B, H, W, C], the last three as in the kernel [latent_dim, H, W, C].
-        """
+        """Projects [B, latent_dim] to [B, H, W, C], with a kernel [latent_dim, H, W, C]."""
         if not _on_cpu() or not _is_projection(self):
             return super().call(inputs)
         return _projection(inputs, *_values(self))
 
 
 def builtin(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
-    """The class of Keras's own with the same configuration, variables and mathematics.
-
-    Args:
-        layer: of the networks.
-    """
+    """The class of Keras's own with a layer's configuration, variables and mathematics."""
     ours = isinstance(layer, (Convolution, TransposedConvolution, Projection))
     return type(layer).__base__ if ours else type(layer)
 
@@ -104,12 +79,8 @@ def _is_plain(layer: keras.layers.Conv2D | keras.layers.Conv2DTranspose) -> bool
 
 
 def _is_halving(layer: keras.layers.Conv2D, inputs: tf.Tensor) -> bool:
-    sizes = inputs.shape[1:3]
-    return (
-        _is_plain(layer)
-        and layer.groups == 1
-        and all(size is not None and size % 2 == 0 for size in sizes)
-    )
+    even = all(size is not None and size % 2 == 0 for size in inputs.shape[1:3])
+    return _is_plain(layer) and layer.groups == 1 and even
 
 
 def _is_doubling(layer: keras.layers.Conv2DTranspose, inputs: tf.Tensor) -> bool:
@@ -131,8 +102,7 @@ def _values(layer: keras.layers.Layer) -> tuple[tf.Tensor, tf.Tensor]:
 
 @tf.custom_gradient
 def _convolution(images: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor):
-    small = images.shape[1] <= _SMALL
-    patches = _patches(images) if small else None
+    patches = _patches(images) if images.shape[1] <= _SMALL else None
 
     def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return (
@@ -141,8 +111,7 @@ def _convolution(images: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor):
             _bias_gradient(upstream),
         )
 
-    products = _gather(images, kernel, patches)
-    return tf.nn.bias_add(products, bias), gradients
+    return tf.nn.bias_add(_gather(images, kernel, patches), bias), gradients
 
 
 @tf.custom_gradient

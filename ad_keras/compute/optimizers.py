@@ -48,11 +48,7 @@ class FusedAdam(keras.optimizers.Optimizer):
         self.epsilon = epsilon
 
     def build(self, variables: list[keras.Variable]) -> None:
-        """Makes two moments and a counter for each variable.
-
-        Args:
-            variables: all that the optimizer will ever update.
-        """
+        """Makes two moments and a counter for each variable that it will ever update."""
         if self.built:
             return
         super().build(variables)
@@ -72,13 +68,7 @@ class FusedAdam(keras.optimizers.Optimizer):
     def update_step(
         self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
     ) -> None:
-        """Updates one variable in place.
-
-        Args:
-            gradient: of the variable's shape.
-            variable: one of those the optimizer was built with.
-            learning_rate: scalar.
-        """
+        """Updates one of the variables that it was built with, in place."""
         # The only way in Keras from a variable to its moments.
         index = self._get_variable_index(variable)
         steps = self.steps[index]

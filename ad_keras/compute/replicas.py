@@ -16,13 +16,10 @@ def count() -> int:
 
 
 def gather(part: tf.Tensor) -> tf.Tensor:
-    """The whole mini-batch from every replica's part; gradients flow back.
+    """The whole mini-batch [B, ...], the same on all replicas; gradients flow back.
 
     Args:
         part: [B / replicas, ...], of this replica.
-
-    Returns:
-        [B, ...], the same on all replicas.
     """
     if count() == 1:
         return part
@@ -37,13 +34,10 @@ def gather(part: tf.Tensor) -> tf.Tensor:
 
 
 def own(whole: tf.Tensor) -> tf.Tensor:
-    """This replica's part of something that is the same on all of them.
+    """This replica's part [B / replicas, ...] of something that is the same on all of them.
 
     Args:
         whole: [B, ...] with B a multiple of the number of replicas.
-
-    Returns:
-        [B / replicas, ...].
     """
     if count() == 1:
         return whole
@@ -52,31 +46,20 @@ def own(whole: tf.Tensor) -> tf.Tensor:
 
 
 def mean(value: tf.Tensor) -> tf.Tensor:
-    """The mean of a value over the replicas.
-
-    Args:
-        value: of this replica, a mean over its part of the mini-batch.
-
-    Returns:
-        Same shape, the same on all replicas.
-    """
+    """The mean over the replicas of what is a mean over this one's part of the mini-batch."""
     if count() == 1:
         return value
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, value)
 
 
 def normal(part: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Standard normal noise, drawn for the whole mini-batch.
+    """Standard normal noise, this replica's part of what is drawn for the whole mini-batch.
 
     Args:
-        part: [B / replicas, N], of this replica; it gives the shape.
+        part: [B / replicas, N], which has the shape of the result.
         key: integer [2], of the stateless draw.
-
-    Returns:
-        Of the same shape, this replica's part of the noise.
     """
-    shape = tf.shape(part) * [count(), 1]
-    return own(draws.normal(shape, key))
+    return own(draws.normal(tf.shape(part) * [count(), 1], key))
 
 
 def _index() -> tf.Tensor:

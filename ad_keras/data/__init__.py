@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ad_keras.errors import RunError, UsageError
+from ad_keras.errors import RunError, UsageError, first_line
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -198,11 +198,7 @@ def batches(
 
 
 def reachable(address: str) -> bool:
-    """Whether a web server answers, which is known within seconds.
-
-    Args:
-        address: its URL.
-    """
+    """Whether the web server at an address answers, which is known within seconds."""
     answered = threading.Event()
 
     def connect() -> None:
@@ -223,13 +219,19 @@ def reachable(address: str) -> bool:
 
 
 def _load_prepared(dataset: str, split: str, data_dir: str | None, image_size: int) -> ImageSet:
-    tfds = _tensorflow_datasets()
     import tensorflow as tf
+    import tensorflow_datasets as tfds
 
+    # Its notes on folders without a description would stand between our own lines.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     name, _, config = dataset.partition("/")
     if name == "synth_digits":
         importlib.import_module("ad_keras.data.synth_digits")  # registers the builder
-        _refuse_unknown_size(list(tfds.builder_cls(name).builder_configs), config)
+        sizes = tfds.builder_cls(name).builder_configs
+        if config and config not in sizes:
+            raise UsageError(
+                f"--dataset={dataset} does not exist; the sizes are {', '.join(sizes)}."
+            )
     full_name = DATASETS[name] + (f"/{config}" if config else "")
     where = Path(data_dir).expanduser() if data_dir else Path(tfds.core.constants.DATA_DIR)
     try:
@@ -257,24 +259,9 @@ def _load_prepared(dataset: str, split: str, data_dir: str | None, image_size: i
     except (tf.errors.OpError, OSError, ValueError, KeyError) as error:
         raise RunError(_damaged(dataset, builder.data_dir, error)) from error
     if read != expected:
-        short = f"{read} of {expected} images of '{split}' are there"
+        short = ValueError(f"{read} of {expected} images of '{split}' are there")
         raise RunError(_damaged(dataset, builder.data_dir, short))
     return ImageSet(images, labels, tuple(builder.info.features["label"].names))
-
-
-def _tensorflow_datasets():
-    import tensorflow_datasets as tfds
-
-    # Its notes on folders without a description would stand between our own lines.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    return tfds
-
-
-def _refuse_unknown_size(sizes: list[str], size: str) -> None:
-    if size and size not in sizes:
-        raise UsageError(
-            f"--dataset=synth_digits/{size} does not exist; the sizes are {', '.join(sizes)}."
-        )
 
 
 def _prepare(builder, name: str, dataset: str, where: Path) -> None:
@@ -290,8 +277,8 @@ def _prepare(builder, name: str, dataset: str, where: Path) -> None:
             builder.download_and_prepare()
     except Exception as error:  # the many ways in which a download fails
         if not generated:
-            raise UsageError(_missing(dataset, where, _one_line(error))) from error
-        raise RunError(f"{dataset} cannot be generated in {where}: {_one_line(error)}.") from error
+            raise UsageError(_missing(dataset, where, first_line(error))) from error
+        raise RunError(f"{dataset} cannot be generated in {where}: {first_line(error)}.") from error
 
 
 def _missing(dataset: str, where: Path, reason: str) -> str:
@@ -303,16 +290,11 @@ def _missing(dataset: str, where: Path, reason: str) -> str:
     )
 
 
-def _damaged(dataset: str, where: str | Path, reason) -> str:
+def _damaged(dataset: str, where: str | Path, error: Exception) -> str:
     return (
-        f"--dataset={dataset} in {where} is damaged or incomplete: {_one_line(reason)}. "
+        f"--dataset={dataset} in {where} is damaged or incomplete: {first_line(error)}. "
         "Delete that folder and prepare the data set again."
     )
-
-
-def _one_line(reason) -> str:
-    lines = str(reason).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(reason).__name__
 
 
 def _load_folder(folder: Path, split: str, image_size: int) -> ImageSet:
@@ -322,7 +304,10 @@ def _load_folder(folder: Path, split: str, image_size: int) -> ImageSet:
             f"{folder} has no folder '{split}': images belong into "
             f"{root}/<class>/, or into {root} where there are no classes."
         )
-    class_names = _class_names(folder, {*SPLITS} if split in SPLITS else {split})
+    # Those of all splits together, so that a label means the same class in each.
+    splits = SPLITS if split in SPLITS else (split,)
+    entries = (entry for each in splits for entry in (folder / each).glob("[!.]*"))
+    class_names = tuple(sorted({entry.name for entry in entries if entry.is_dir()}))
     loose = _pictures(root)
     if class_names and loose:
         raise UsageError(
@@ -341,20 +326,6 @@ def _load_folder(folder: Path, split: str, image_size: int) -> ImageSet:
     return ImageSet(images, labels, class_names)
 
 
-def _class_names(folder: Path, splits: set[str]) -> tuple[str, ...]:
-    """Of all splits together, so that a label means the same class in each."""
-    entries = folder.glob("*/*")
-    return tuple(
-        sorted(
-            {
-                entry.name
-                for entry in entries
-                if entry.is_dir() and entry.parent.name in splits and entry.name[0] != "."
-            }
-        )
-    )
-
-
 def _pictures(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
 
@@ -366,7 +337,7 @@ def _read(path: Path, image_size: int) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # The text of this one names an object in memory.
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "neither PNG nor JPEG" if unknown else _one_line(error)
+        reason = "neither PNG nor JPEG" if unknown else first_line(error)
         raise RunError(
             f"{path} is not a readable image ({reason}): repair or remove it."
         ) from error

@@ -4,13 +4,10 @@ import tensorflow as tf
 
 
 def as_signed(images: tf.Tensor) -> tf.Tensor:
-    """Images as the networks see them.
+    """Images as the networks see them: float32, same shape, in [-1, 1].
 
     Args:
         images: uint8 [..., H, W, C], or float in [-1, 1], which is passed on.
-
-    Returns:
-        float32, same shape, in [-1, 1].
 
     Raises:
         ValueError: if they are integers of another type, whose range is unknown.
@@ -26,12 +23,5 @@ def as_signed(images: tf.Tensor) -> tf.Tensor:
 
 
 def to_pixels(images: tf.Tensor) -> tf.Tensor:
-    """Images of the generator as pixels.
-
-    Args:
-        images: [..., H, W, C] in [-1, 1].
-
-    Returns:
-        uint8, same shape.
-    """
+    """Images of the generator, [..., H, W, C] in [-1, 1], as pixels: uint8, same shape."""
     return tf.cast(tf.round((tf.clip_by_value(images, -1.0, 1.0) + 1.0) * 127.5), tf.uint8)

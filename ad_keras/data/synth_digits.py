@@ -2,7 +2,8 @@
 
 Importing this module registers the TFDS dataset `synth_digits`, so that
 `tfds.load("synth_digits/10k")` works. Nothing is downloaded: every image is drawn from typefaces
-that are installed with matplotlib and with the `font-*` packages on PyPI.
+that are installed with matplotlib and with the `font-*` packages on PyPI. An example is a function
+of the data set's seed, from 0, its split, "train" or "test", and its index in the split, from 0.
 
 The idea of training on rendered digits in place of street-view crops is from Ganin and Lempitsky,
 "Unsupervised Domain Adaptation by Backpropagation", arXiv 1409.7495 (their "Syn Numbers"). The
@@ -25,107 +26,44 @@ from PIL import Image, ImageDraw, ImageFont
 IMAGE_SIZE = 32
 NUM_CLASSES = 10
 
-# (distribution on PyPI, folder inside its import package, font files). The order is part of the
-# dataset's definition: a face is drawn by its position in this table.
+# Distribution on PyPI, files inside its import package, and the styles that complete their names.
+# The order is part of the dataset's definition: a face is drawn by its position in this table.
 _FACES = (
     (
         "matplotlib",
-        "mpl-data/fonts/ttf",
-        (
-            "DejaVuSans-Bold.ttf",
-            "DejaVuSans-BoldOblique.ttf",
-            "DejaVuSans-Oblique.ttf",
-            "DejaVuSans.ttf",
-            "DejaVuSansMono-Bold.ttf",
-            "DejaVuSansMono-BoldOblique.ttf",
-            "DejaVuSansMono.ttf",
-            "DejaVuSerif-Bold.ttf",
-            "DejaVuSerif-BoldItalic.ttf",
-            "DejaVuSerif-Italic.ttf",
-            "DejaVuSerif.ttf",
-            "STIXGeneral.ttf",
-            "STIXGeneralBol.ttf",
-            "STIXGeneralBolIta.ttf",
-            "STIXGeneralItalic.ttf",
-            "cmb10.ttf",
-            "cmr10.ttf",
-            "cmss10.ttf",
-            "cmti10.ttf",
-            "cmtt10.ttf",
-        ),
+        "mpl-data/fonts/ttf/DejaVuSans{}.ttf",
+        ("-Bold", "-BoldOblique", "-Oblique", ""),
     ),
-    ("font-amatic-sc", "files", ("AmaticSC-Bold.ttf",)),
-    (
-        "font-caladea",
-        "files",
-        (
-            "Caladea-Bold.ttf",
-            "Caladea-BoldItalic.ttf",
-            "Caladea-Italic.ttf",
-            "Caladea-Regular.ttf",
-        ),
-    ),
-    ("font-fjallaone", "files", ("FjallaOne-Regular.ttf",)),
-    ("font-fredoka-one", "files", ("FredokaOne-Regular.ttf",)),
+    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSansMono{}.ttf", ("-Bold", "-BoldOblique", "")),
+    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSerif{}.ttf", ("-Bold", "-BoldItalic", "-Italic", "")),
+    ("matplotlib", "mpl-data/fonts/ttf/STIXGeneral{}.ttf", ("", "Bol", "BolIta", "Italic")),
+    ("matplotlib", "mpl-data/fonts/ttf/cm{}10.ttf", ("b", "r", "ss", "ti", "tt")),
+    ("font-amatic-sc", "files/AmaticSC-{}.ttf", ("Bold",)),
+    ("font-caladea", "files/Caladea-{}.ttf", ("Bold", "BoldItalic", "Italic", "Regular")),
+    ("font-fjallaone", "files/FjallaOne-{}.ttf", ("Regular",)),
+    ("font-fredoka-one", "files/FredokaOne-{}.ttf", ("Regular",)),
     (
         "font-hanken-grotesk",
-        "files",
-        (
-            "HankenGrotesk-Bold.otf",
-            "HankenGrotesk-BoldItalic.otf",
-            "HankenGrotesk-Italic.otf",
-            "HankenGrotesk-Regular.otf",
-        ),
+        "files/HankenGrotesk-{}.otf",
+        ("Bold", "BoldItalic", "Italic", "Regular"),
     ),
-    ("font-intuitive", "files", ("Intuitive.ttf",)),
-    (
-        "font-lato",
-        "files",
-        (
-            "Lato-Black.ttf",
-            "Lato-BlackItalic.ttf",
-            "Lato-Bold.ttf",
-            "Lato-Italic.ttf",
-            "Lato-Regular.ttf",
-        ),
-    ),
-    (
-        "font-manrope",
-        "files",
-        ("Manrope-ExtraBold.ttf", "Manrope-Regular.ttf", "Manrope-SemiBold.ttf"),
-    ),
+    ("font-intuitive", "files/{}.ttf", ("Intuitive",)),
+    ("font-lato", "files/Lato-{}.ttf", ("Black", "BlackItalic", "Bold", "Italic", "Regular")),
+    ("font-manrope", "files/Manrope-{}.ttf", ("ExtraBold", "Regular", "SemiBold")),
     (
         "font-rhd",
-        "files",
-        (
-            "RedHatDisplay-Black.ttf",
-            "RedHatDisplay-BlackItalic.ttf",
-            "RedHatDisplay-Bold.ttf",
-            "RedHatDisplay-Italic.ttf",
-            "RedHatDisplay-Regular.ttf",
-        ),
+        "files/RedHatDisplay-{}.ttf",
+        ("Black", "BlackItalic", "Bold", "Italic", "Regular"),
     ),
     (
         "font-source-sans-pro",
-        "files",
-        (
-            "SourceSansPro-Black.ttf",
-            "SourceSansPro-BlackIt.ttf",
-            "SourceSansPro-It.ttf",
-            "SourceSansPro-Regular.ttf",
-            "SourceSansPro-Semibold.ttf",
-        ),
+        "files/SourceSansPro-{}.ttf",
+        ("Black", "BlackIt", "It", "Regular", "Semibold"),
     ),
     (
         "font-source-serif-pro",
-        "files",
-        (
-            "SourceSerifPro-Black.ttf",
-            "SourceSerifPro-BlackIt.ttf",
-            "SourceSerifPro-It.ttf",
-            "SourceSerifPro-Regular.ttf",
-            "SourceSerifPro-Semibold.ttf",
-        ),
+        "files/SourceSerifPro-{}.ttf",
+        ("Black", "BlackIt", "It", "Regular", "Semibold"),
     ),
 )
 
@@ -164,38 +102,30 @@ class Glyph(NamedTuple):
 
 
 def face_names() -> tuple[str, ...]:
-    """Names the typefaces in the order in which they are numbered.
-
-    Returns:
-        One `"<distribution>/<font file>"` per face.
-    """
-    return tuple(f"{package}/{file}" for package, _, files in _FACES for file in files)
+    """The typefaces in the order in which they are numbered, as `<distribution>/<font file>`."""
+    return tuple(f"{package}/{file.rpartition('/')[2]}" for package, file in _face_files())
 
 
 @functools.cache
 def glyphs() -> tuple[tuple[Glyph, ...], ...]:
-    """Rasterises all digits of all typefaces, once per process.
-
-    Returns:
-        For each face, in the order of `face_names`, its ten digits in the order 0 to 9.
+    """The ten digits of each typeface, in the order of `face_names`, rasterised once per process.
 
     Raises:
         FileNotFoundError: If a font file or the package that ships it is missing.
     """
-    return tuple(
-        _rasterise_face(package, folder, file)
-        for package, folder, files in _FACES
-        for file in files
-    )
+    return tuple(_rasterise_face(package, file) for package, file in _face_files())
 
 
-def _rasterise_face(package: str, folder: str, file: str) -> tuple[Glyph, ...]:
+def _face_files() -> list[tuple[str, str]]:
+    return [(package, file.format(style)) for package, file, styles in _FACES for style in styles]
+
+
+def _rasterise_face(package: str, file: str) -> tuple[Glyph, ...]:
     try:
-        path = importlib.resources.files(package.replace("-", "_")) / folder / file
-        data = path.read_bytes()
+        data = (importlib.resources.files(package.replace("-", "_")) / file).read_bytes()
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise FileNotFoundError(
-            f"SynthDigits needs the typeface {file} of the package {package}; "
+            f"SynthDigits needs the typeface {file.rpartition('/')[2]} of the package {package}; "
             f"install it with: pip install {package}"
         ) from error
 
@@ -224,16 +154,9 @@ def _rasterise_digit(font: ImageFont.FreeTypeFont, digit: str) -> Glyph:
 
 
 def make_rng(seed: int, split: str, index: int, stream: int = _IMAGE_STREAM) -> np.random.Generator:
-    """Makes the random generator that belongs to one example.
+    """Makes the random generator of one example, independent of those of all other arguments.
 
-    Args:
-        seed: Non-negative seed of the dataset.
-        split: `"train"` or `"test"`.
-        index: Position of the example in its split, from 0.
-        stream: Separates independent uses of the same three numbers.
-
-    Returns:
-        A generator that is independent of those of all other arguments.
+    The stream separates uses of the same three numbers.
     """
     key = (stream, _SPLIT_IDS[split], index)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
@@ -245,34 +168,17 @@ def _labels_of_block(seed: int, split: str, block: int) -> tuple[int, ...]:
 
 
 def label_at(seed: int, split: str, index: int) -> int:
-    """Gives the label of one example.
+    """The label of one example, 0 to 9.
 
     Every ten consecutive examples, counted from 0, hold each digit once in random order. The
     classes are therefore balanced in every config, and a small config is a prefix of a larger one.
-
-    Args:
-        seed: Non-negative seed of the dataset.
-        split: `"train"` or `"test"`.
-        index: Position of the example in its split, from 0.
-
-    Returns:
-        The digit, 0 to 9.
     """
     block, position = divmod(index, NUM_CLASSES)
     return _labels_of_block(seed, split, block)[position]
 
 
 def example_at(seed: int, split: str, index: int) -> tuple[np.ndarray, int]:
-    """Draws one example, which depends on nothing but the three arguments.
-
-    Args:
-        seed: Non-negative seed of the dataset.
-        split: `"train"` or `"test"`.
-        index: Position of the example in its split, from 0.
-
-    Returns:
-        The image, uint8 of shape (32, 32, 3), and its label, 0 to 9.
-    """
+    """Draws one example: the image, uint8 of shape (32, 32, 3), and its label, 0 to 9."""
     label = label_at(seed, split, index)
     return render(make_rng(seed, split, index), label), label
 
@@ -303,16 +209,7 @@ def render(rng: np.random.Generator, digit: int) -> np.ndarray:
 
 
 def _draw_masks(rng: np.random.Generator, digit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places the digit and its neighbours.
-
-    Args:
-        rng: Source of the typeface, the neighbours and the geometry.
-        digit: The digit in the centre.
-
-    Returns:
-        Coverage of the digits and of the digits with an outline, both float32 of shape
-        (32, 32, 1) in [0, 1].
-    """
+    """Coverage of digit and neighbours, and of these with an outline: (32, 32, 1) in [0, 1]."""
     face = glyphs()[rng.integers(len(glyphs()))]
     centre = face[digit]
     left, right = (face[i] for i in rng.integers(NUM_CLASSES, size=2))
@@ -363,14 +260,8 @@ def _draw_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, flo
     """Draws the background and the paint of the digits.
 
     Textures vary in brightness by a fraction of the contrast between the two, so that digits stay
-    readable at low contrast as well.
-
-    Args:
-        rng: Source of colours and textures.
-
-    Returns:
-        Background and ink, float32 of shape (32, 32, 3) about in [0, 1], and the difference in
-        brightness between them, in [0, 1].
+    readable at low contrast as well. Both are of shape (32, 32, 3), about in [0, 1]; the third is
+    the difference in brightness between them.
     """
     contrast = rng.uniform(0.3, 0.75)
     darker = rng.uniform(0.05, 0.95 - contrast)
@@ -393,14 +284,7 @@ def _draw_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, flo
 
 
 def _pattern(rng: np.random.Generator) -> np.ndarray:
-    """Draws a texture: smooth noise, blocks, stripes or the edge between two surfaces.
-
-    Args:
-        rng: Source of the texture.
-
-    Returns:
-        float32 of shape (32, 32), about in [-1, 1].
-    """
+    """Smooth noise, blocks, stripes or the edge of two surfaces: (32, 32), about in [-1, 1]."""
     kind = rng.random()
     if kind < 0.4:
         return _smooth_noise(rng, int(rng.integers(2, 12)))
@@ -427,15 +311,7 @@ def _resize(grid: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
 
 
 def _degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Applies uneven light and what a cheap camera does: exposure errors, few pixels and noise.
-
-    Args:
-        rng: Source of the strength of each effect.
-        image: float32 of shape (32, 32, 3), about in [0, 1].
-
-    Returns:
-        uint8 of shape (32, 32, 3).
-    """
+    """Applies uneven light and what a cheap camera does: exposure errors, few pixels and noise."""
     # Shade only darkens: brightening would push pale digits and walls into saturation alike.
     shade = rng.uniform(0, 0.3) * (1 + _smooth_noise(rng, int(rng.integers(2, 4)))[:, :, None])
     gain, offset = rng.uniform(0.7, 1.1), rng.uniform(-0.1, 0.1)
@@ -475,15 +351,6 @@ class SynthDigitsConfig(tfds.core.BuilderConfig):
     seed: int = 0
 
 
-def _config(name: str, train_examples: int, test_examples: int) -> SynthDigitsConfig:
-    return SynthDigitsConfig(
-        name=name,
-        description=f"{train_examples:,} training and {test_examples:,} test images.",
-        train_examples=train_examples,
-        test_examples=test_examples,
-    )
-
-
 class SynthDigits(tfds.core.GeneratorBasedBuilder):
     """TFDS builder of generated colour crops of house numbers.
 
@@ -494,10 +361,18 @@ class SynthDigits(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Initial release."}
     BUILDER_CONFIGS = [
-        _config("10k", 10_000, 2_000),
-        _config("1k", 1_000, 500),
-        _config("50k", 50_000, 10_000),
-        _config("500k", 500_000, 10_000),
+        SynthDigitsConfig(
+            name=name,
+            description=f"{train:,} training and {test:,} test images.",
+            train_examples=train,
+            test_examples=test,
+        )
+        for name, train, test in (
+            ("10k", 10_000, 2_000),
+            ("1k", 1_000, 500),
+            ("50k", 50_000, 10_000),
+            ("500k", 500_000, 10_000),
+        )
     ]
     DEFAULT_BUILDER_CONFIG_NAME = "10k"
 

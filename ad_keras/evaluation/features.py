@@ -33,6 +33,7 @@ _INCEPTION_ADDRESS = (
     "https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/"
     "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5"
 )
+_WEIGHTS_FILE = _INCEPTION_ADDRESS.rpartition("/")[2]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,26 +58,11 @@ class FeatureExtractor:
         return joblib.hash(self.network.get_weights())
 
     def __call__(self, images: np.ndarray, label: str = "features") -> np.ndarray:
-        """Computes features, with a progress bar.
-
-        Args:
-            images: uint8 [N, H, W, 3].
-            label: of the bar.
-
-        Returns:
-            float32 [N, D].
-        """
+        """Features, float32 [N, D], of images, uint8 [N, H, W, 3]; a progress bar has the label."""
         return _apply(self.network, images, label)
 
     def of_reference(self, images: np.ndarray) -> np.ndarray:
-        """Features of real images, from the cache if they were computed before.
-
-        Args:
-            images: uint8 [N, H, W, 3].
-
-        Returns:
-            float32 [N, D].
-        """
+        """Features of real images, from the cache if they were computed before."""
         kept = joblib.Memory(self.folder, verbose=0).cache(_kept, ignore=["extractor"])
         return kept(self, self.weights, images)
 
@@ -86,9 +72,6 @@ def reference_rows(train_set: ImageSet) -> np.ndarray:
 
     The feature classifier is fitted on the others. They are 10,000, or half of the images if
     these are fewer than 20,000.
-
-    Args:
-        train_set: all training images.
     """
     count = len(train_set)
     return np.random.default_rng(_VERSION).permutation(count)[: min(_MOST_HELD_OUT, count // 2)]
@@ -174,9 +157,6 @@ def inception_features(folder: Path, weights: str | None = None) -> FeatureExtra
     )
 
 
-_WEIGHTS_FILE = _INCEPTION_ADDRESS.rpartition("/")[2]
-
-
 def _require_download() -> None:
     home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
     if (home / "models" / _WEIGHTS_FILE).is_file() or reachable(_INCEPTION_ADDRESS):
@@ -214,9 +194,8 @@ def _build_classifier(train_set: ImageSet, seed: int) -> keras.Model:
     x = keras.layers.Rescaling(1 / 127.5, -1.0, dtype="float32")(images)
     for block in range(round(math.log2(side / 4))):
         filters = min(64 * 2**block, 256)
-        x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False, **kernel())(
-            x
-        )
+        convolution = {"strides": 2, "padding": "same", "use_bias": False, **kernel()}
+        x = keras.layers.Conv2D(filters, 3, **convolution)(x)
         x = keras.layers.BatchNormalization(momentum=0.9)(x)
         x = keras.layers.ReLU()(x)
     x = keras.layers.Flatten()(x)

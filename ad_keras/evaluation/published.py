@@ -36,10 +36,6 @@ def sample(dataset: str, condition: str) -> np.ndarray | None:
 
     Tests that rest on mean, standard error and number alone, as Welch's does, say of these what
     they say of the paper's own four.
-
-    Args:
-        dataset: by name.
-        condition: of `ad_keras.runs.config.CONDITIONS`.
     """
     found = LINEAR_SEPARABILITY.get(dataset, {}).get(condition)
     if found is None:

@@ -89,16 +89,20 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
     cache = Path(flags.cache_dir).expanduser()
     features = None
     if set(OF_DREAMS) & set(metrics):
-        features = _features(flags, train_set, test_set, cache)
+        if flags.features == "inception":
+            features = inception_features(cache, flags.inception_weights)
+        else:  # not of --seed: all evaluations of a data set share the classifier
+            features = classifier_features(train_set, test_set, cache)
 
     results = []
     for subject in subjects:
+        untrained = build_model(dataclasses.replace(subject.config, precision="float32"))
         suite = Suite(
             subject.model,
             train_set,
             test_set,
             cache,
-            untrained=_untrained(subject.config),
+            untrained=untrained.encoder,
             earlier=subject.earlier,
             features=features,
             num_dreams=flags.num_dreams,
@@ -147,9 +151,8 @@ def _write(
     result: dict, folder: Path, suite: Suite | None = None, test_set: ImageSet | None = None
 ) -> None:
     """Writes results, pictures and maps, and every figure as a line of `results.csv`."""
-    report.write(
-        result, folder, suite.maps if suite else None, test_set.labels if test_set else None
-    )
+    maps, labels = (suite.maps, test_set.labels) if suite else (None, None)
+    report.write(result, folder, maps, labels)
     names = result.get("runs", [result.get("name")])
     seeds = result.get("training_seeds", [result.get("training_seed")])
     frame = report.tidy(result)
@@ -210,12 +213,12 @@ def _check_runs(folders: Sequence[Path]) -> None:
             raise UsageError(
                 f"{folders[0]} and {folder} are not seeds of one condition: {'; '.join(different)}."
             )
-    seeds = [config.seed for config in configs]
-    for number, seed in enumerate(seeds):
-        if seed in seeds[:number]:
+    by_seed = {}
+    for folder, config in zip(folders, configs, strict=True):
+        if (other := by_seed.setdefault(config.seed, folder)) is not folder:
             raise UsageError(
-                f"{folders[seeds.index(seed)]} and {folders[number]} have the same --seed={seed}: "
-                "a standard error needs runs of different seeds."
+                f"{other} and {folder} have the same --seed={config.seed}: a standard error needs "
+                "runs of different seeds."
             )
 
 
@@ -244,19 +247,6 @@ def _export(folder: Path) -> Subject:
     # Exports of earlier versions do not say how many epochs they have behind them.
     epoch = json.loads((folder / "metadata.json").read_text()).get("epochs", config.epochs)
     return Subject(folder, config, model, epoch, earlier={})
-
-
-def _untrained(config: Config):
-    return build_model(dataclasses.replace(config, precision="float32")).encoder
-
-
-def _features(
-    flags: EvaluateConfig, train_set: ImageSet, test_set: ImageSet, cache: Path
-) -> FeatureExtractor:
-    if flags.features == "inception":
-        return inception_features(cache, flags.inception_weights)
-    # Not of --seed: all evaluations of a data set share the classifier.
-    return classifier_features(train_set, test_set, cache)
 
 
 def _header(

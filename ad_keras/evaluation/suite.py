@@ -160,7 +160,7 @@ class Suite:
         self._requested = num_dreams
         self._probe_seeds = probe_seeds
         self._seed = seed
-        self._failed: dict[str, str] = {}
+        self._gaps: dict[str, str] = {}  # of the metric that is being measured
 
     def measure(
         self, metrics: Sequence[str], announce: Callable[[str], None] | None = None
@@ -193,20 +193,17 @@ class Suite:
             bar.set_description(name)
             if announce:
                 announce(f"[{number}/{len(chosen)}] {name}: {METRICS[name]}")
-            known = len(self._failed)
+            self._gaps = {}
             try:
                 protocol, values = getattr(self, f"_measure_{name}")()
             except ValueError as error:
                 protocol, values = self._protocol(METRICS[name]), {}
-                self._failed[name] = first_line(error)
-            gaps = dict(list(self._failed.items())[known:])
-            results[name] = {"protocol": protocol | ({"gaps": gaps} if gaps else {})}
-            results[name]["values"] = values
-        measured = any(
-            entry["values"] or "gaps" not in entry["protocol"] for entry in results.values()
-        )
-        if results and not measured:
-            raise ValueError(next(iter(self._failed.values())))
+                self._gaps[name] = first_line(error)
+            protocol |= {"gaps": self._gaps} if self._gaps else {}
+            results[name] = {"protocol": protocol, "values": values}
+        gaps = [entry["protocol"].get("gaps") for entry in results.values()]
+        if results and all(gaps) and not any(entry["values"] for entry in results.values()):
+            raise ValueError(next(iter(gaps[0].values())))
         return results
 
     def _measure_probe(self) -> tuple[dict, dict]:
@@ -331,6 +328,7 @@ class Suite:
 
     def _measure_distances(self) -> tuple[dict, dict]:
         values, sizes = {}, {}
+        different = len(self._test) ** 2 - np.sum(np.bincount(self._test.labels) ** 2)
         for name, (_, test) in self._latents.items():
             encoder = self._model.encoder if name == "trained" else self._untrained
             occluded = encode_occluded(encoder, self._test.images, *_FIGURE_6_OCCLUSION, self._seed)
@@ -339,7 +337,7 @@ class Suite:
                 self._test.labels,
                 occluded,
                 same_class_pairs=_SAME_CLASS_PAIRS,
-                different_class_pairs=self._different_pairs,
+                different_class_pairs=min(_DIFFERENT_CLASS_PAIRS, int(different // 2)),
                 occluded_pairs=_OCCLUDED_PAIRS,
                 seed=self._seed,
             )
@@ -435,7 +433,7 @@ class Suite:
             return _probed(probe, features, self._train, self._test, options)
         except ValueError as error:
             seed = f", seed {options['seed']}" if "seed" in options else ""
-            self._failed[f"{probe.__name__} of {name}{seed}"] = first_line(error)
+            self._gaps[f"{probe.__name__} of {name}{seed}"] = first_line(error)
             return None
 
     def _pixels(self, probe, **options) -> dict:
@@ -443,7 +441,7 @@ class Suite:
         kept = joblib.Memory(self._cache, verbose=0).cache(_pixel_reading)
         reading, reason = kept(probe, self._train, self._test, options, _PROBES_VERSION)
         if reason:
-            self._failed[f"{probe.__name__} of pixels"] = reason
+            self._gaps[f"{probe.__name__} of pixels"] = reason
         return reading
 
     @functools.cached_property
@@ -462,24 +460,20 @@ class Suite:
     @functools.cached_property
     def _dream_features(self) -> dict[str, dict[str, np.ndarray]]:
         _, memories, perceived = self._choice
-        models = {"late": self._model}
-        if self._earlier:
-            models = {"early": next(iter(self._earlier.values())), "late": self._model}
-        features = {}
-        for time, model in models.items():
-            if time == "late":
-                train, test = self._latents["trained"]
-                latents = (train[memories], test[perceived])
-            else:
-                latents = (
-                    encode(model.encoder, self._train.images[memories]),
-                    encode(model.encoder, self._test.images[perceived]),
-                )
-            features[time] = {
+
+        def features(time: str, model: PAD, train: np.ndarray, test: np.ndarray) -> dict:
+            return {
                 name: self._features(images, f"features of {time} {name.replace('_', ' ')}")
-                for name, images in dreams(model, *latents, self._seed).items()
+                for name, images in dreams(model, train, test, self._seed).items()
             }
-        return features
+
+        found = {}
+        for model in list(self._earlier.values())[:1]:
+            images = self._train.images[memories], self._test.images[perceived]
+            found["early"] = features("early", model, *(encode(model.encoder, i) for i in images))
+        train, test = self._latents["trained"]
+        found["late"] = features("late", self._model, train[memories], test[perceived])
+        return found
 
     @functools.cached_property
     def _test_features(self) -> np.ndarray:
@@ -491,10 +485,6 @@ class Suite:
             for time, kinds in self._dream_features.items()
         }
         return {**values, "test_images": measure(self._test_features)}
-
-    @property
-    def _different_pairs(self) -> int:
-        return min(_DIFFERENT_CLASS_PAIRS, _pairs_of_different_classes(self._test.labels))
 
     def _protocol(self, text: str, **details) -> dict:
         return {
@@ -550,9 +540,8 @@ def dreams(model: PAD, memories: np.ndarray, perceived: np.ndarray, seed: int) -
 
 
 def _generate(model: PAD, latents: np.ndarray | tf.Tensor) -> np.ndarray:
-    parts = [
-        model.generator(latents[start : start + _BATCH]) for start in range(0, len(latents), _BATCH)
-    ]
+    starts = range(0, len(latents), _BATCH)
+    parts = [model.generator(latents[start : start + _BATCH]) for start in starts]
     return tf.concat(parts, axis=0).numpy()
 
 
@@ -613,11 +602,6 @@ def _check_pairs(test_set: ImageSet) -> None:
             f"the {_SAME_CLASS_PAIRS} pairs of distances: it needs {needed}, or leave distances "
             "out of --metrics."
         )
-
-
-def _pairs_of_different_classes(labels: np.ndarray) -> int:
-    counts = np.bincount(labels)
-    return int((len(labels) ** 2 - np.sum(counts**2)) // 2)
 
 
 def _bar(items: Iterable, label: str) -> tqdm:

@@ -8,12 +8,7 @@ from ad_keras.errors import first_line
 
 
 def features(name: str, values: ArrayLike, *, dtype: DTypeLike = np.float32) -> np.ndarray:
-    """Returns feature vectors [N, D] as a finite, non-empty matrix.
-
-    Args:
-        name: what the caller calls `values`, for the message.
-        values: one row for each example.
-        dtype: of the result, which is not a copy if `values` already are such a matrix.
+    """Returns what the caller calls `name`, feature vectors [N, D], as a finite, non-empty matrix.
 
     Raises:
         ValueError: if `values` are not two-dimensional, are empty, or hold infinity or NaN.
@@ -36,13 +31,7 @@ def same_width(name: str, matrix: np.ndarray, other_name: str, other: np.ndarray
 
 # scikit-learn's checks of labels admit texts and fractions, which count as classes there.
 def class_labels(name: str, values: ArrayLike, count: int, *, several: bool = False) -> np.ndarray:
-    """Returns class labels [N] as integers from 0.
-
-    Args:
-        name: what the caller calls `values`, for the message.
-        values: integers.
-        count: number of examples the labels belong to.
-        several: whether there must be at least two classes.
+    """Returns what the caller calls `name`, class labels [count], as integers from 0.
 
     Raises:
         ValueError: if `values` are not `count` integers, one is negative, or all are the same

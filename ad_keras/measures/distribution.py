@@ -16,13 +16,10 @@ _WORKING_MEMORY_MIB = 256
 
 
 def moments(features: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of a feature set, all that the Frechet distance needs to know of it.
+    """Mean [D] and unbiased covariance [D, D], float64: all that the Frechet distance needs.
 
     Args:
         features: [N, D], N at least 2.
-
-    Returns:
-        Mean [D] and unbiased covariance [D, D], float64.
 
     Raises:
         ValueError: If `features` are not finite or fewer than two.
@@ -164,13 +161,10 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, k: int = 5) -> tuple[floa
     def inside(distances: np.ndarray, start: int) -> np.ndarray:
         return np.sum(distances < radii[start : start + len(distances), np.newaxis], axis=1)
 
-    in_ball = np.concatenate(
-        list(
-            pairwise_distances_chunked(
-                real, fake, reduce_func=inside, working_memory=_WORKING_MEMORY_MIB
-            )
-        )
-    )  # [N] generated examples in each ball
+    parts = pairwise_distances_chunked(
+        real, fake, reduce_func=inside, working_memory=_WORKING_MEMORY_MIB
+    )
+    in_ball = np.concatenate(list(parts))  # [N] generated examples in each ball
     return float(in_ball.sum() / (k * len(fake))), float(np.mean(in_ball > 0))
 
 

@@ -12,17 +12,28 @@ from ad_keras.pad.perturbations import occlude, occlusion_mask
 _BATCH = 500
 
 
-def encode(encoder: keras.Model, images: np.ndarray) -> np.ndarray:
+def encode(
+    encoder: keras.Model,
+    images: np.ndarray,
+    perturb: Callable[[tf.Tensor, int], tf.Tensor] | None = None,
+) -> np.ndarray:
     """Encodes images batch by batch.
 
     Args:
         encoder: from `build_encoder`.
         images: uint8 [N, H, W, C].
+        perturb: changes a batch in [-1, 1], of which it is told the number too.
 
     Returns:
         Latents, float32 [N, latent_dim].
     """
-    return _encode(encoder, images, lambda batch, _: batch)
+    latents = np.empty((len(images), encoder.output["latent"].shape[-1]), np.float32)
+    for number, start in enumerate(range(0, len(images), _BATCH)):
+        rows = slice(start, start + _BATCH)
+        batch = as_signed(images[rows])
+        # Called as it is, since `predict` would trace graphs anew for every short last batch.
+        latents[rows] = encoder(perturb(batch, number) if perturb else batch)["latent"]
+    return latents
 
 
 def encode_occluded(
@@ -44,26 +55,8 @@ def encode_occluded(
 
     def occluded(batch: tf.Tensor, number: int) -> tf.Tensor:
         count, height, width, _ = batch.shape
-        mask = occlusion_mask(
-            tf.constant([seed, number], tf.int64),
-            tf.fill([count], probability),
-            tf.fill([count], tile),
-            height,
-            width,
-        )
-        return occlude(batch, mask)
+        key = tf.constant([seed, number], tf.int64)
+        strengths = tf.fill([count], probability), tf.fill([count], tile)
+        return occlude(batch, occlusion_mask(key, *strengths, height, width))
 
-    return _encode(encoder, images, occluded)
-
-
-def _encode(
-    encoder: keras.Model,
-    images: np.ndarray,
-    perturb: Callable[[tf.Tensor, int], tf.Tensor],
-) -> np.ndarray:
-    latents = np.empty((len(images), encoder.output["latent"].shape[-1]), np.float32)
-    for number, start in enumerate(range(0, len(images), _BATCH)):
-        rows = slice(start, start + _BATCH)
-        # Called as it is, since `predict` would trace graphs anew for every short last batch.
-        latents[rows] = encoder(perturb(as_signed(images[rows]), number))["latent"]
-    return latents
+    return encode(encoder, images, occluded)

@@ -47,13 +47,7 @@ class ProbeResult:
     alpha: float | None = None
 
     def predict(self, latents: ArrayLike) -> np.ndarray:
-        """Classifies latents.
-
-        Args:
-            latents: [N, D], from the encoder the probe was trained on.
-
-        Returns:
-            [N] class numbers.
+        """The class numbers [N] of latents [N, D] from the encoder the probe was trained on.
 
         Raises:
             ValueError: If `latents` are not finite or not of the probe's width.
@@ -63,14 +57,11 @@ class ProbeResult:
         return _predict(latents, self.weights, self.bias)
 
     def score(self, latents: ArrayLike, labels: ArrayLike) -> float:
-        """Scores the probe on other examples, such as occluded images.
+        """The share, 0 to 1, of other examples classified correctly, such as occluded images.
 
         Args:
-            latents: [N, D], from the encoder the probe was trained on.
+            latents: [N, D], as for `predict`.
             labels: [N] class numbers.
-
-        Returns:
-            Share of examples classified correctly, 0 to 1.
 
         Raises:
             ValueError: If the arrays do not fit each other or the probe.
@@ -270,43 +261,31 @@ def ridge_probe(
     fitted_sums = _ridge_sums(train_latents[fitted], targets[fitted], origin)
     validation_sums = _ridge_sums(train_latents[validation], targets[validation], origin)
 
-    system = _ridge_system(*fitted_sums)
-    eigenvalues, basis = np.linalg.eigh(system.gram)
-    rotated = basis.T @ system.cross  # [D, C]
-    standardised = (train_latents[validation] - origin - system.mean) / system.scale
+    gram, cross, mean, scale, target_mean = _normal_equations(*fitted_sums)
+    eigenvalues, basis = np.linalg.eigh(gram)
+    rotated = basis.T @ cross  # [D, C]
+    standardised = (train_latents[validation] - origin - mean) / scale
     projected = standardised @ basis  # [V, D]
     best_accuracy, best_alpha = -1.0, 0.0
     for alpha in sorted(alphas, reverse=True):
-        scores = projected @ (rotated / (eigenvalues + alpha)[:, np.newaxis]) + system.target_mean
+        scores = projected @ (rotated / (eigenvalues + alpha)[:, np.newaxis]) + target_mean
         accuracy = np.mean(scores.argmax(axis=1) == train_labels[validation])
         if accuracy > best_accuracy:
             best_accuracy, best_alpha = accuracy, alpha
 
-    system = _ridge_system(*(a + b for a, b in zip(fitted_sums, validation_sums, strict=True)))
-    regularised = system.gram + best_alpha * np.eye(len(system.gram))
-    weights = scipy.linalg.solve(regularised, system.cross, assume_a="pos")
-    weights /= system.scale[:, np.newaxis]
-    bias = system.target_mean - (origin + system.mean) @ weights
+    sums = (a + b for a, b in zip(fitted_sums, validation_sums, strict=True))
+    gram, cross, mean, scale, target_mean = _normal_equations(*sums)
+    weights = scipy.linalg.solve(gram + best_alpha * np.eye(len(gram)), cross, assume_a="pos")
+    weights /= scale[:, np.newaxis]
+    bias = target_mean - (origin + mean) @ weights
     return _tested(test_latents, test_labels, weights, bias, alpha=best_alpha)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _RidgeSystem:
-    """Normal equations of standardised features: (gram + alpha) weights = cross."""
-
-    gram: np.ndarray  # [D, D]
-    cross: np.ndarray  # [D, C]
-    mean: np.ndarray  # [D]
-    scale: np.ndarray  # [D]
-    target_mean: np.ndarray  # [C]
 
 
 def _ridge_sums(latents: np.ndarray, targets: np.ndarray, origin: np.ndarray) -> tuple:
     """Sums over examples that fix a ridge regression; those of two parts add up to the whole's."""
     width = latents.shape[1]
-    squares = np.zeros((width, width))
+    total, squares = np.zeros(width), np.zeros((width, width))
     products = np.zeros((width, targets.shape[1]))
-    total = np.zeros(width)
     for part in _slices(len(latents)):
         centred = latents[part] - origin  # float64
         squares += centred.T @ centred
@@ -315,13 +294,17 @@ def _ridge_sums(latents: np.ndarray, targets: np.ndarray, origin: np.ndarray) ->
     return len(latents), total, targets.sum(axis=0), squares, products
 
 
-def _ridge_system(
+def _normal_equations(
     count: int,
     total: np.ndarray,
     target_total: np.ndarray,
     squares: np.ndarray,
     products: np.ndarray,
-) -> _RidgeSystem:
+) -> tuple[np.ndarray, ...]:
+    """Of standardised latents, (gram + alpha) weights = cross: gram, cross, and what they are of.
+
+    That is the latents' mean and scale, and the mean of the targets.
+    """
     mean = total / count
     target_mean = target_total / count
     gram = squares - count * np.outer(mean, mean)
@@ -329,9 +312,7 @@ def _ridge_system(
     # What rounding leaves of a constant feature's variance would otherwise be blown up to 1.
     constant = gram.diagonal() <= 1e-12 * squares.diagonal()
     scale = np.sqrt(np.where(constant, np.inf, gram.diagonal() / count))
-    return _RidgeSystem(
-        gram / np.outer(scale, scale), cross / scale[:, np.newaxis], mean, scale, target_mean
-    )
+    return gram / np.outer(scale, scale), cross / scale[:, np.newaxis], mean, scale, target_mean
 
 
 def _checked(

@@ -104,11 +104,8 @@ def compare(
         if p < _ERROR_RATE:
             verdict = HOLDS if difference > 0 else CONTRADICTED
     else:
-        p = float(
-            max(
-                test(margin, alternative="greater").pvalue, test(-margin, alternative="less").pvalue
-            )
-        )
+        sides = test(margin, alternative="greater"), test(-margin, alternative="less")
+        p = float(max(side.pvalue for side in sides))
         verdict = HOLDS if p < _ERROR_RATE else UNDECIDED
         if low > margin or high < -margin:
             verdict = CONTRADICTED

@@ -14,47 +14,35 @@ from ad_keras.pad.parts import Part
 class Minimax(Part):
     """The paper's adversarial losses: cross-entropies of the discriminator d.
 
-    An adversary of your own has these three methods.
+    An adversary of your own has these three methods, of logits [B] of images or dreams.
     """
 
     def external(self, logits: tf.Tensor) -> tf.Tensor:
-        """-log d(X), of calling images external (wake).
-
-        Args:
-            logits: [B], the discriminator's output for images, before the sigmoid.
-        """
+        """-log d(X), of calling images external (wake)."""
         return tf.reduce_mean(tf.math.softplus(-logits))
 
     def internal(self, logits: tf.Tensor) -> tf.Tensor:
-        """-log(1 - d(G(Z_mix))), of calling dreams internal (REM).
-
-        Args:
-            logits: [B], the discriminator's output for dreams, before the sigmoid.
-        """
+        """-log(1 - d(G(Z_mix))), of calling dreams internal (REM)."""
         return tf.reduce_mean(tf.math.softplus(logits))
 
     def fooling(self, logits: tf.Tensor) -> tf.Tensor | None:
-        """What the generator descends in REM.
+        """What the generator descends in REM, of dreams.
 
-        Args:
-            logits: [B], the discriminator's output for dreams, before the sigmoid.
-
-        Returns:
-            None here: the generator ascends `internal`, in the same backward pass.
+        Here it is None: the generator ascends `internal`, in the same backward pass.
         """
         return None
 
 
 @keras.saving.register_keras_serializable("ad_keras")
 class NonSaturating(Minimax):
-    """As `Minimax`, but the generator descends -log d(G(Z_mix)).
+    """As `Minimax`, but the generator descends the external loss of dreams, -log d(G(Z_mix)).
 
     Its gradient does not vanish where the discriminator wins (Goodfellow et al. 2014,
     arXiv 1406.2661, section 3).
     """
 
     def fooling(self, logits: tf.Tensor) -> tf.Tensor:
-        """-log d(G(Z_mix)), of dreams that are called internal."""
+        """The external loss, of dreams."""
         return self.external(logits)
 
 
@@ -76,8 +64,11 @@ class Hinge(Minimax):
 
 
 @keras.saving.register_keras_serializable("ad_keras")
-class LeastSquares(Minimax):
-    """Squared distances of logits to 1 (external) and 0 (internal); Mao et al. 2016, 1611.04076."""
+class LeastSquares(NonSaturating):
+    """Squared distances of logits to 1 (external) and 0 (internal); Mao et al. 2016, 1611.04076.
+
+    The generator descends the distance of dreams to 1.
+    """
 
     def external(self, logits: tf.Tensor) -> tf.Tensor:
         """(logit - 1)^2, of images."""
@@ -86,7 +77,3 @@ class LeastSquares(Minimax):
     def internal(self, logits: tf.Tensor) -> tf.Tensor:
         """logit^2, of dreams."""
         return tf.reduce_mean(tf.square(logits))
-
-    def fooling(self, logits: tf.Tensor) -> tf.Tensor:
-        """(logit - 1)^2, of dreams."""
-        return self.external(logits)

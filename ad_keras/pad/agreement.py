@@ -59,12 +59,7 @@ class Contrast(Part):
         self.views = views
 
     def __call__(self, replayed: tf.Tensor, recovered: tf.Tensor) -> tf.Tensor:
-        """Compares the views of all memories; the memories themselves are not used.
-
-        Args:
-            replayed: [B, latent_dim].
-            recovered: [views, B, latent_dim].
-        """
+        """Compares the views; arguments as in `LatentDistance`, of which `replayed` is not used."""
         views = [replicas.gather(view) for view in tf.unstack(recovered)]
         count = tf.shape(views[0])[0]
         directions = tf.math.l2_normalize(tf.concat(views, axis=0), axis=-1, epsilon=1e-12)
@@ -101,11 +96,8 @@ class VICReg(Part):
         covariance: float = 1.0,
         views: int = 2,
     ) -> None:
-        for name, weight in (
-            ("invariance", invariance),
-            ("variance", variance),
-            ("covariance", covariance),
-        ):
+        weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
+        for name, weight in weights.items():
             require(weight >= 0, name, weight, "0 or more")
         require(views >= 2, "views", views, "at least 2")
         self.invariance = invariance
@@ -114,12 +106,7 @@ class VICReg(Part):
         self.views = views
 
     def __call__(self, replayed: tf.Tensor, recovered: tf.Tensor) -> tf.Tensor:
-        """Compares the views of all memories; the memories themselves are not used.
-
-        Args:
-            replayed: [B, latent_dim].
-            recovered: [views, B, latent_dim], with B of at least 2.
-        """
+        """Compares the views, as in `Contrast`; B is at least 2."""
         views = [replicas.gather(view) for view in tf.unstack(recovered)]
         pairs = list(itertools.combinations(views, 2))
         distances = [tf.reduce_mean(tf.math.squared_difference(*pair)) for pair in pairs]
@@ -158,12 +145,7 @@ class CodingRate(Part):
         self.views = views
 
     def __call__(self, replayed: tf.Tensor, recovered: tf.Tensor) -> tf.Tensor:
-        """Compares the views of all memories; the memories themselves are not used.
-
-        Args:
-            replayed: [B, latent_dim].
-            recovered: [views, B, latent_dim].
-        """
+        """Compares the views; arguments as in `LatentDistance`, of which `replayed` is not used."""
         views = [replicas.gather(view) for view in tf.unstack(recovered)]
         directions = tf.math.l2_normalize(tf.stack(views), axis=-1, epsilon=1e-12)
         centres = tf.math.l2_normalize(tf.reduce_mean(directions, axis=0), axis=-1, epsilon=1e-12)

@@ -22,15 +22,7 @@ class _Augmentation(Part):
     """How many an image draws."""
 
     def __call__(self, images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """Draws and perturbs.
-
-        Args:
-            images: [B, H, W, C], in [-1, 1].
-            key: integer [2], of the stateless draws.
-
-        Returns:
-            [B, H, W, C], in [-1, 1].
-        """
+        """Perturbs images [B, H, W, C] in [-1, 1]; the key, integer [2], is of the draws."""
         count = tf.shape(images)[0] * replicas.count()
         drawn = replicas.own(draws.uniform([count, self.numbers], key))
         return self.perturb(tf.cast(images, tf.float32), *tf.unstack(drawn, axis=1))

@@ -28,28 +28,10 @@ class Hippocampus(keras.layers.Layer):
         self.capacity = capacity
 
     def build(self, latents_shape: tuple[int | None, int]) -> None:
-        """Makes room.
-
-        Args:
-            latents_shape: [B, latent_dim], of what will be stored.
-        """
-        if self.built:
-            return
-        self.latents = self.add_weight(
-            shape=(self.capacity, latents_shape[-1]),
-            initializer="zeros",
-            trainable=False,
-            aggregation="only_first_replica",
-            name="latents",
-        )
-        self.stored = self.add_weight(
-            shape=(),
-            initializer="zeros",
-            dtype="int32",
-            trainable=False,
-            aggregation="only_first_replica",
-            name="stored",
-        )
+        """Makes room for latents of this shape, [B, latent_dim], unless that was done."""
+        if not self.built:
+            self.latents = self._zeros("latents", (self.capacity, latents_shape[-1]))
+            self.stored = self._zeros("stored", (), "int32")
 
     def store(self, latents: tf.Tensor) -> None:
         """Replaces the memory.
@@ -79,6 +61,16 @@ class Hippocampus(keras.layers.Layer):
         count = tf.shape(latents)[0]
         remembered = (tf.range(count) < self.stored)[:, None]
         return tf.where(remembered, self.latents[:count], latents)
+
+    def _zeros(self, name: str, shape: tuple, dtype: str | None = None) -> keras.Variable:
+        return self.add_weight(
+            shape=shape,
+            initializer="zeros",
+            dtype=dtype,
+            trainable=False,
+            aggregation="only_first_replica",
+            name=name,
+        )
 
     def _fitting(self, latents: tf.Tensor) -> tf.Tensor:
         count = latents.shape[0] or tf.shape(latents)[0]
@@ -122,25 +114,13 @@ class EpisodicHippocampus(Hippocampus):
         self.seed = seed
 
     def build(self, latents_shape: tuple[int | None, int]) -> None:
-        """Makes room; arguments as in `Hippocampus.build`."""
-        if self.built:
-            return
-        super().build(latents_shape)
-        self.seen = self.add_weight(
-            shape=(),
-            initializer="zeros",
-            dtype="int64",
-            trainable=False,
-            aggregation="only_first_replica",
-            name="seen",
-        )
+        """Makes room, as `Hippocampus.build` does."""
+        if not self.built:
+            super().build(latents_shape)
+            self.seen = self._zeros("seen", (), "int64")
 
     def store(self, latents: tf.Tensor) -> None:
-        """Adds latents, each in the place of one that is forgotten if there is no room.
-
-        Args:
-            latents: [B, latent_dim] with B of at most `capacity`.
-        """
+        """Adds latents, as in `Hippocampus`, each in the place of a forgotten one if need be."""
         latents = self._fitting(latents)
         count = tf.shape(latents)[0]
         ordinals = self.seen.value + tf.range(tf.cast(count, tf.int64))
@@ -160,14 +140,8 @@ class EpisodicHippocampus(Hippocampus):
     def recall(self, latents: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         """A random one of the stored latents for each of the present ones.
 
-        Where there is none, the present latent is its own partner.
-
-        Args:
-            latents: [B, latent_dim].
-            key: integer [2], of the stateless draw.
-
-        Returns:
-            [B, latent_dim].
+        Where there is none, the present latent is its own partner. Arguments and result are as in
+        `Hippocampus`.
         """
         latents = self._fitting(latents)
         stored = tf.cast(self.stored, tf.float32)
@@ -178,8 +152,7 @@ class EpisodicHippocampus(Hippocampus):
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""
-        own = {"replacement": self.replacement, "seed": self.seed}
-        return {**super().get_config(), **own}
+        return {**super().get_config(), "replacement": self.replacement, "seed": self.seed}
 
 
 @keras.saving.register_keras_serializable("ad_keras")
@@ -218,16 +191,10 @@ class AssociativeHippocampus(EpisodicHippocampus):
         self.cue = cue
 
     def recall(self, latents: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """What each present latent reminds of.
+        """What each present latent reminds of; the key draws the cues.
 
-        Where nothing is stored, the present latent is its own partner.
-
-        Args:
-            latents: [B, latent_dim].
-            key: integer [2], of the stateless draw of the cues.
-
-        Returns:
-            [B, latent_dim].
+        Where nothing is stored, the present latent is its own partner. Arguments and result are as
+        in `Hippocampus`.
         """
         latents = self._fitting(latents)
         shown = tf.cast(draws.uniform(tf.shape(latents), key) < self.cue, tf.float32)

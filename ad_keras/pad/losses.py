@@ -12,12 +12,8 @@ _SMALLEST_VARIANCE = 1e-12
 def reconstruction_loss(images: tf.Tensor, reconstructions: tf.Tensor) -> tf.Tensor:
     """Squared error between images and what the generator makes of their latents (wake).
 
-    The paper sums over pixels. The published results come from the mean over all elements, which
-    is what this returns.
-
-    Args:
-        images: [B, H, W, C], in [-1, 1].
-        reconstructions: [B, H, W, C], in [-1, 1].
+    Both are [B, H, W, C], in [-1, 1]. The paper sums over pixels. The published results come from
+    the mean over all elements, which is what this returns.
     """
     return tf.reduce_mean(tf.math.squared_difference(images, reconstructions))
 

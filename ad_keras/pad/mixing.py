@@ -42,16 +42,7 @@ class Mixing(Part):
         return self.mix(latents, recalled, replicas.normal(latents, key))
 
     def mix(self, latents: tf.Tensor, recalled: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-        """Mixes with a noise that is given.
-
-        Args:
-            latents: Z, [B, latent_dim].
-            recalled: Z_old, [B, latent_dim].
-            noise: epsilon, [B, latent_dim].
-
-        Returns:
-            [B, latent_dim].
-        """
+        """Mixes Z, Z_old and a noise epsilon that is given, all [B, latent_dim]."""
         memories = self.recent * latents + (1 - self.recent) * recalled
         return self.memories * memories + (1 - self.memories) * noise
 

@@ -45,6 +45,12 @@ PARTS = (
     *("glimpse", "agreement"),
 )
 
+SETTINGS = (
+    *("phases", *(f"{loss}_weight" for loss in LOSSES)),
+    *("wake_noise_variance", "nrem_memories", "average_weights", "seed"),
+)
+"""Arguments of `PAD` that are no networks and no parts."""
+
 
 @keras.saving.register_keras_serializable("ad_keras")
 class PAD(keras.Model):
@@ -142,32 +148,6 @@ class PAD(keras.Model):
         allowed = "'wake', then 'nrem' and 'rem' once each in any order, or without one of them"
         orderly = phases[:1] == ("wake",) and len(set(phases)) == len(phases)
         require(orderly and set(phases) <= set(PHASES), "phases", phases, allowed)
-        for weight, value in (
-            ("reconstruction_weight", reconstruction_weight),
-            ("recovery_weight", recovery_weight),
-            ("internal_weight", internal_weight),
-        ):
-            require(value > 0, weight, value, "above 0; `phases` leaves a phase out")
-        allowed = "above 0; without a `glimpse` there is no agreement"
-        require(agreement_weight > 0, "agreement_weight", agreement_weight, allowed)
-        for weight, value in (
-            ("kl_weight", kl_weight),
-            ("external_weight", external_weight),
-            ("gradient_penalty_weight", gradient_penalty_weight),
-            ("wake_noise_variance", wake_noise_variance),
-        ):
-            require(value >= 0, weight, value, "0 or more")
-        allowed = "0 without an external loss"
-        learns = external_weight > 0 or not gradient_penalty_weight
-        require(learns, "gradient_penalty_weight", gradient_penalty_weight, allowed)
-        require(
-            nrem_memories in ("single", "mixed"),
-            "nrem_memories",
-            repr(nrem_memories),
-            "'single' or 'mixed'",
-        )
-        allowed = "at least 0 and below 1"
-        require(0 <= average_weights < 1, "average_weights", average_weights, allowed)
         self.encoder = encoder
         self.generator = generator
         self.hippocampus = hippocampus if hippocampus is not None else Hippocampus()
@@ -189,27 +169,23 @@ class PAD(keras.Model):
         self.nrem_memories = nrem_memories
         self.average_weights = average_weights
         self.seed = seed
+        self._check_numbers()
         latents_shape = (None, generator.inputs[0].shape[-1])
         for part in self.parts_with_weights.values():
             if not part.built:
                 part.build(latents_shape)
                 part.built = True
+        state = {"trainable": False, "aggregation": "only_first_replica"}
         self.step = self.add_weight(
-            shape=(),
-            initializer="zeros",
-            dtype="int64",
-            trainable=False,
-            aggregation="only_first_replica",
-            name="step",
+            shape=(), initializer="zeros", dtype="int64", name="step", **state
         )
         self.averages = [
             self.add_weight(
                 shape=weight.shape,
                 initializer=lambda shape, dtype, start=weight: tf.convert_to_tensor(start.value),
                 dtype=weight.dtype,
-                trainable=False,
-                aggregation="only_first_replica",
                 name=f"average_{weight.path.replace('/', '_')}",
+                **state,
             )
             for weight in (self._network_weights() if average_weights else ())
         ]
@@ -374,16 +350,10 @@ class PAD(keras.Model):
         self._step(encoder_gradients, generator_gradients)
 
     def test_step(self, data) -> dict[str, tf.Tensor]:
-        """The losses on held-out images; touches neither weights nor memory.
+        """The losses on held-out images, as those of `train_step`; weights and memory stay.
 
         Noise and masks depend on the number of the batch alone, so that values of different
         epochs can be compared. REM mixes each latent with its neighbour's in the batch.
-
-        Args:
-            data: as for `train_step`.
-
-        Returns:
-            The mean of each loss since the evaluation's start.
         """
         images = self._images(data)
         # Training has the steps from 0 on.
@@ -398,15 +368,7 @@ class PAD(keras.Model):
         return self.get_metrics_result()
 
     def wake_noise(self, latents: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """The noise on the latents that wake reconstructs from.
-
-        Args:
-            latents: [B, latent_dim].
-            key: integer [2], of the stateless draw.
-
-        Returns:
-            [B, latent_dim], of variance `wake_noise_variance`.
-        """
+        """Noise of `wake_noise_variance` for latents [B, latent_dim] that wake rebuilds from."""
         return self.wake_noise_variance**0.5 * replicas.normal(latents, key)
 
     @contextlib.contextmanager
@@ -445,18 +407,10 @@ class PAD(keras.Model):
     def get_config(self) -> dict:
         """Returns the constructor's arguments, networks and parts included."""
         objects = ("encoder", "generator", *PARTS)
-        numbers = (
-            "phases",
-            *(f"{loss}_weight" for loss in LOSSES),
-            "wake_noise_variance",
-            "nrem_memories",
-            "average_weights",
-            "seed",
-        )
         return {
             "name": self.name,
             **{name: keras.saving.serialize_keras_object(getattr(self, name)) for name in objects},
-            **{name: getattr(self, name) for name in numbers},
+            **{name: getattr(self, name) for name in SETTINGS},
         }
 
     @classmethod
@@ -485,6 +439,23 @@ class PAD(keras.Model):
         for name in ("encoder_optimizer", "generator_optimizer"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         self.compile(**config)
+
+    def _check_numbers(self) -> None:
+        for name in ("reconstruction_weight", "recovery_weight", "internal_weight"):
+            value = getattr(self, name)
+            require(value > 0, name, value, "above 0; `phases` leaves a phase out")
+        allowed = "above 0; without a `glimpse` there is no agreement"
+        require(self.agreement_weight > 0, "agreement_weight", self.agreement_weight, allowed)
+        weights = ("kl_weight", "external_weight", "gradient_penalty_weight")
+        for name in (*weights, "wake_noise_variance"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        penalty, allowed = self.gradient_penalty_weight, "0 without an external loss"
+        holds = self.external_weight > 0 or not penalty
+        require(holds, "gradient_penalty_weight", penalty, allowed)
+        memories, allowed = self.nrem_memories, "'single' or 'mixed'"
+        require(memories in ("single", "mixed"), "nrem_memories", repr(memories), allowed)
+        decay, allowed = self.average_weights, "at least 0 and below 1"
+        require(0 <= decay < 1, "average_weights", decay, allowed)
 
     def _wake_losses(self, images: tf.Tensor, key: tf.Tensor) -> tuple[dict, tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -560,9 +531,8 @@ class PAD(keras.Model):
         # Not the optimizers' `use_ema`: it averages after each update, of which phases make
         # several a step, and `keras.callbacks.SwapEMAWeights` knows one optimizer only.
         step = tf.cast(self.step.value, tf.float32)
-        decay = tf.minimum(
-            self.average_weights, (1.0 + step) / (10.0 + step)
-        )  # soon forgets step 0
+        soon_forgets_step_0 = (1.0 + step) / (10.0 + step)
+        decay = tf.minimum(self.average_weights, soon_forgets_step_0)
         for weight, average in self.averaged:
             difference = weight.value - average.value
             average.assign_add(tf.cast(1.0 - decay, difference.dtype) * difference)

@@ -62,15 +62,8 @@ def build_encoder(
         if residual:
             features = _halved(features, filters, seeds, dtype, name)
         else:
-            features = Convolution(
-                filters,
-                _KERNEL,
-                strides=2,
-                padding="same",
-                dtype=dtype,
-                name=name,
-                **_initializers(seeds, _KERNEL**2 * features.shape[-1]),
-            )(features)
+            initial = _initializers(seeds, _KERNEL**2 * features.shape[-1])
+            features = _strided(Convolution, features, filters, initial, dtype, name)
         features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"{name}_relu")(features)
     if residual:
         features = _convolved(features, base_filters, 1, seeds, dtype, "narrow")
@@ -122,33 +115,28 @@ def build_generator(
     # A transposed convolution of a 1x1 map is this product; its bias is one number a channel. The
     # uniform range of a transposed convolution's bias follows the kernel's output side, as in the
     # reference (PyTorch counts the fan of the transposed kernel).
+    initial = (
+        _scaled(seeds, latent_dim) if residual else _initializers(seeds, _KERNEL**2 * widths[0])
+    )
     features = Projection(
         "bz,zhwc->bhwc",
         output_shape=(_KERNEL, _KERNEL, base_filters if residual else widths[0]),
         bias_axes="c",
         dtype=dtype,
         name="project",
-        **(
-            _scaled(seeds, latent_dim) if residual else _initializers(seeds, _KERNEL**2 * widths[0])
-        ),
+        **initial,
     )(latent)
     if residual:
         features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name="project_relu")(features)
         features = _convolved(features, widths[0], 1, seeds, dtype, "widen")
     for block, filters in enumerate(widths[1:]):
         features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"relu_{block}")(features)
+        name = f"unfold_{block}"
         if residual:
-            features = _doubled(features, filters, seeds, dtype, f"unfold_{block}")
-            continue
-        features = TransposedConvolution(
-            filters,
-            _KERNEL,
-            strides=2,
-            padding="same",
-            dtype=dtype,
-            name=f"unfold_{block}",
-            **_initializers(seeds, _KERNEL**2 * filters),
-        )(features)
+            features = _doubled(features, filters, seeds, dtype, name)
+        else:
+            initial = _initializers(seeds, _KERNEL**2 * filters)
+            features = _strided(TransposedConvolution, features, filters, initial, dtype, name)
     images = keras.layers.Activation("tanh", dtype="float32", name="images")(features)
     return keras.Model(latent, images, name="generator")
 
@@ -157,15 +145,8 @@ def _halved(
     features: keras.KerasTensor, filters: int, seeds: Iterator[int], dtype: str, name: str
 ) -> keras.KerasTensor:
     """A residual block from [B, H, W, C] to [B, H / 2, W / 2, filters]."""
-    branch = Convolution(
-        filters,
-        _KERNEL,
-        strides=2,
-        padding="same",
-        dtype=dtype,
-        name=f"{name}_halve",
-        **_scaled(seeds, _KERNEL**2 * features.shape[-1]),
-    )(features)
+    initial = _scaled(seeds, _KERNEL**2 * features.shape[-1])
+    branch = _strided(Convolution, features, filters, initial, dtype, f"{name}_halve")
     branch = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"{name}_halve_relu")(branch)
     branch = _convolved(branch, filters, 3, seeds, dtype, f"{name}_convolve")
     pooled = keras.layers.AveragePooling2D(2, dtype=dtype, name=f"{name}_pool")(features)
@@ -180,18 +161,23 @@ def _doubled(
     width = features.shape[-1]
     branch = _convolved(features, width, 3, seeds, dtype, f"{name}_convolve")
     branch = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"{name}_convolve_relu")(branch)
-    branch = TransposedConvolution(
-        filters,
-        _KERNEL,
-        strides=2,
-        padding="same",
-        dtype=dtype,
-        name=f"{name}_double",
-        **_scaled(seeds, 4 * width),  # a pixel depends on 2x2 of the features
-    )(branch)
+    initial = _scaled(seeds, 4 * width)  # a pixel depends on 2x2 of the features
+    branch = _strided(TransposedConvolution, branch, filters, initial, dtype, f"{name}_double")
     shortcut = _convolved(features, filters, 1, seeds, dtype, f"{name}_shortcut")
     shortcut = keras.layers.UpSampling2D(2, dtype=dtype, name=f"{name}_repeat")(shortcut)
     return keras.layers.Add(dtype=dtype, name=f"{name}_add")([shortcut, branch])
+
+
+def _strided(
+    layer: type[keras.layers.Layer],
+    features: keras.KerasTensor,
+    filters: int,
+    initializers: dict,
+    dtype: str,
+    name: str,
+) -> keras.KerasTensor:
+    shape = {"strides": 2, "padding": "same", "dtype": dtype, "name": name}
+    return layer(filters, _KERNEL, **shape, **initializers)(features)
 
 
 def _convolved(

@@ -50,27 +50,13 @@ class Occlusion(Part):
         require(whole and 1 <= smallest <= largest, "tile_range", self.tile_range, allowed)
 
     def __call__(self, images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """Draws masks and occludes.
-
-        Args:
-            images: [B, H, W, C], in [-1, 1].
-            key: integer [2], of the stateless draws.
-
-        Returns:
-            [B, H, W, C], in [-1, 1].
-        """
+        """Occludes images [B, H, W, C] in [-1, 1]; the key, integer [2], is of the masks' draws."""
         count = tf.shape(images)[0] * replicas.count() if self.per_image else 1
         mask = self.sample(key, count, *images.shape[1:3])
         return occlude(images, replicas.own(mask) if self.per_image else mask)
 
     def sample(self, key: tf.Tensor, count: int | tf.Tensor, height: int, width: int) -> tf.Tensor:
-        """Draws masks.
-
-        Args:
-            key: integer [2], of the stateless draws.
-            count: number of independent masks.
-            height: of the images, in pixels.
-            width: of the images, in pixels.
+        """Draws independent masks for images of a height and width in pixels.
 
         Returns:
             float32 [count, height, width, 1]: 1 where visible, 0 where occluded.
@@ -79,11 +65,7 @@ class Occlusion(Part):
         return occlusion_mask(keys[1], *self.strengths(keys[0], count), height, width)
 
     def strengths(self, key: tf.Tensor, count: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws how strongly to occlude.
-
-        Args:
-            key: integer [2], of the stateless draws.
-            count: number of independent masks.
+        """Draws how strongly independent masks occlude.
 
         Returns:
             Probabilities, float32 [count], and tile sizes in pixels, int32 [count].
@@ -121,14 +103,9 @@ def occlusion_mask(
 
 
 def occlude(images: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Sets what the mask hides to 0, mid-grey.
+    """Sets what the mask hides of images [B, H, W, C] in [-1, 1] to 0, mid-grey.
 
-    Args:
-        images: [B, H, W, C], in [-1, 1].
-        mask: [B, H, W, 1], or [1, H, W, 1] for one mask for all; 1 visible, 0 occluded.
-
-    Returns:
-        [B, H, W, C], in [-1, 1].
+    The mask is [B, H, W, 1], or [1, H, W, 1] for one mask for all; 1 visible, 0 occluded.
     """
     return images * tf.cast(mask, images.dtype)
 

@@ -119,12 +119,7 @@ class ReproduceConfig:
         return Path(self.runs_dir).expanduser() / f"{self._plain_name('full', 0)}{kind}-report"
 
     def run_config(self, condition: str, seed: int) -> Config:
-        """The training run of a condition and a seed, in its folder.
-
-        Args:
-            condition: of `ad_keras.runs.config.CONDITIONS`.
-            seed: of the run.
-        """
+        """The training run of one of `CONDITIONS` and a seed, in its folder."""
         name = self._plain_name(condition, seed)
         return Config(
             **self._shape(condition, seed),
@@ -133,11 +128,7 @@ class ReproduceConfig:
         )
 
     def evaluate_config(self, run_dir: str) -> EvaluateConfig:
-        """How a run is measured.
-
-        Args:
-            run_dir: folder of the run.
-        """
+        """How the run in a folder is measured."""
         own = {"run_dir": (run_dir,), "output_dir": None}
         return EvaluateConfig(**self._shared(EvaluateConfig) | own)
 

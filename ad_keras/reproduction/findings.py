@@ -265,11 +265,7 @@ def chance(results: dict) -> float:
 
 
 def published_figures(dataset: str) -> pd.DataFrame:
-    """Table 1 of the paper in the form of `tidy`: four seeds with its means and errors.
-
-    Args:
-        dataset: by name.
-    """
+    """Table 1 of the paper in the form of `tidy`: four seeds with its means and errors."""
     rows = [
         (condition, seed, published.EPOCHS, *ACCURACY, value)
         for condition in published.LINEAR_SEPARABILITY[dataset]
@@ -301,13 +297,7 @@ def values(
 
 
 def judge(claim: Claim, frame: pd.DataFrame, at: int) -> Finding:
-    """What the figures say of a claim.
-
-    Args:
-        claim: of `CLAIMS`.
-        frame: of `tidy`, of all runs.
-        at: the epoch at which runs are compared.
-    """
+    """What the figures of all runs, from `tidy`, say of a claim where they are compared `at`."""
     paired = claim.first == claim.second
     first = values(frame, claim.first, claim.figure, at, claim.epochs[0])
     second = values(frame, claim.second, claim.than or claim.figure, at, claim.epochs[1])

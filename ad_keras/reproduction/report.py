@@ -89,6 +89,11 @@ class Run(NamedTuple):
         """Condition and seed, for people."""
         return f"{readable(self.config.condition)}, seed {self.config.seed}"
 
+    @property
+    def epochs_of_full_model(self) -> int:
+        """In which its encoder is updated as often: once in each phase of a mini-batch."""
+        return round(self.config.epochs * len(self.config.phases) / len(PHASES))
+
 
 class Table(NamedTuple):
     """Lines of cells."""
@@ -128,12 +133,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         UsageError: if a file cannot be read, or the runs differ in more than condition and seed.
     """
     runs = [
-        Run(
-            folder,
-            load_config(folder),
-            read_history(folder),
-            _read_results(folder / "results.json"),
-        )
+        Run(folder, load_config(folder), read_history(folder), _read_results(folder))
         for folder in folders
     ]
     changed = {name for changes in CONDITIONS.values() for name in changes}
@@ -149,25 +149,6 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
                 )
     places = list(CONDITIONS)
     return sorted(runs, key=lambda run: (places.index(run.config.condition), run.config.seed))
-
-
-def has_equal_updates(runs: Sequence[Run]) -> bool:
-    """Whether runs of different conditions were given epochs by their numbers of updates.
-
-    Args:
-        runs: as `read_runs` gives them.
-    """
-    different = len({run.config.epochs for run in runs}) > 1
-    return different and len({as_full_model(run.config) for run in runs}) == 1
-
-
-def as_full_model(config: Config) -> int:
-    """The epochs in which the full model's encoder is updated as often as a run's.
-
-    Args:
-        config: of the run. Each of its phases updates the encoder once for each mini-batch.
-    """
-    return round(config.epochs * len(config.phases) / len(PHASES))
 
 
 def write_report(
@@ -204,7 +185,9 @@ class _Report:
     """What the report says and shows, of runs that were measured after the same epoch."""
 
     def __init__(self, runs: Sequence[Run], failed: Sequence[str]) -> None:
-        self.equal = has_equal_updates(runs)
+        # Whether conditions were given epochs by their numbers of updates.
+        different = len({run.config.epochs for run in runs}) > 1
+        self.equal = different and len({run.epochs_of_full_model for run in runs}) == 1
         epochs = collections.Counter(self._epoch(run) for run in runs if run.results)
         if not epochs:
             raise UsageError(
@@ -214,25 +197,16 @@ class _Report:
         self.at = max(epochs, key=lambda epoch: (epochs[epoch], epoch))
         self.runs = [r for r in runs if r.results and self._epoch(r) == self.at]
         self.axis = "epochs of the full model with as many updates" if self.equal else "epochs"
-        self.left_out = [
-            *failed,
-            *(
-                f"{run.name} (not measured at epoch {self.at})"
-                for run in runs
-                if run not in self.runs
-            ),
-        ]
+        others = [run.name for run in runs if run not in self.runs]
+        self.left_out = [*failed, *(f"{name} (not measured at epoch {self.at})" for name in others)]
         self.seeds = collections.Counter(run.config.condition for run in self.runs)
         self.chance = findings.chance(self.runs[0].results)
-        self.frame = pd.concat(
-            [
-                findings.tidy(
-                    run.config.condition, run.config.seed, run.results, run.history
-                ).assign(epoch=lambda frame, run=run: self._compared(run, frame.epoch))
-                for run in runs
-            ],
-            ignore_index=True,
-        )
+        frames = []
+        for run in runs:
+            of = run.config.condition, run.config.seed
+            frame = findings.tidy(*of, run.results, run.history)
+            frames.append(frame.assign(epoch=self._compared(run, frame.epoch)))
+        self.frame = pd.concat(frames, ignore_index=True)
         self.dataset = self.runs[0].config.dataset
         self.claims, self.checks = findings.judge_all(self.frame, self.dataset, self.at)
         self.unlike = list(dict.fromkeys(text for run in self.runs for text in _differences(run)))
@@ -240,7 +214,7 @@ class _Report:
     def _compared(self, run: Run, epoch):
         """An epoch, or a column of them, in epochs of the full model if updates are equal."""
         # Such that the last epoch is a whole one, though numbers of epochs are rounded.
-        return epoch * as_full_model(run.config) / run.config.epochs if self.equal else epoch
+        return epoch * run.epochs_of_full_model / run.config.epochs if self.equal else epoch
 
     def _epoch(self, run: Run) -> int:
         """At which of the compared epochs a run was measured."""
@@ -326,7 +300,10 @@ class _Report:
 
     def _accuracies(self, condition: str, metric: str = "probe", of: str = "trained") -> pd.Series:
         figure = "accuracy" if of == "pixels" else _READOUTS[metric]
-        return findings.values(self.frame, condition, (metric, of, figure), self.at)
+        return self._values(condition, (metric, of, figure))
+
+    def _values(self, condition: str, figure: findings.Figure) -> pd.Series:
+        return findings.values(self.frame, condition, figure, self.at)
 
     def _published(self, condition: str) -> np.ndarray | None:
         """Accuracies with the published mean and error, if ours are of the paper's settings."""
@@ -355,36 +332,29 @@ class _Report:
                 z = "" if math.isnan(comparison.z) else f"{comparison.z:+.1f}"
                 cells = [_figure(published), _difference(comparison, True), z]
             lines.append((title, _figure(ours), *cells))
-        head = (
-            "condition",
-            f"ours, epoch {self.at}, {self.runs[0].config.precision}",
-            "published",
-            "difference [95 % interval]",
-            "z",
-        )
+        head = ["condition", f"ours, epoch {self.at}, {self.runs[0].config.precision}"]
+        head += ["published", "difference [95 % interval]", "z"]
         texts = []
         if not any(line[2] for line in lines):
             head, lines = head[:2], [line[:2] for line in lines]
-            texts = ["Published numbers do not stand here: " + "; ".join(self.unlike) + "."] * bool(
-                self.unlike
-            )
+            unlike = "; ".join(self.unlike)
+            texts = [f"Published numbers do not stand here: {unlike}."] * bool(unlike)
         caption = (
             "The paper's probe: accuracy on clean test images, mean over seeds of the probe, ± "
             "standard error over runs (seeds). z: the difference in its standard errors."
         )
         tables = [Table(caption, head, lines)]
         others = [metric for metric in _OTHERS if (self.frame.metric == metric).any()]
-        tables += [
-            Table(
+        if others:
+            lines = [
+                (title, *(_figure(self._accuracies(condition, m, of)) for m in others))
+                for title, condition, of in self._rows()
+            ]
+            caption = (
                 "Other readouts of the same latents. No column can be compared with another or "
-                "with published numbers.",
-                ("condition", *map(readable, others)),
-                [
-                    (title, *(_figure(self._accuracies(condition, m, of)) for m in others))
-                    for title, condition, of in self._rows()
-                ],
+                "with published numbers."
             )
-        ] * bool(others)
+            tables.append(Table(caption, ("condition", *map(readable, others)), lines))
         return Section("Table 1: linear separability", texts, tables)
 
     def _figure_3(self) -> Section:
@@ -437,19 +407,15 @@ class _Report:
         )
         quantity = "occluded tiles [%]"
         shown = _picture("occlusion", caption, _curves, panels, quantity, chance=self.chance)
-        table = Table(
+        lines = []
+        for condition in self.seeds:
+            lost, area = (self._values(condition, figure) for figure in (LOST, AREA))
+            lines.append((readable(condition), _figure(lost), _figure(area, percent=False)))
+        caption = (
             "Tiles of 4 px: the share of the accuracy above chance that is lost under 30 % "
-            "occlusion, and the area under the curve of what is left of it (1: nothing is lost)",
-            ("condition", "lost under 30 %", "area"),
-            [
-                (
-                    readable(condition),
-                    _figure(findings.values(self.frame, condition, LOST, self.at)),
-                    _figure(findings.values(self.frame, condition, AREA, self.at), percent=False),
-                )
-                for condition in self.seeds
-            ],
+            "occlusion, and the area under the curve of what is left of it (1: nothing is lost)"
         )
+        table = Table(caption, ("condition", "lost under 30 %", "area"), lines)
         return Section("Figure 5: linear separability under occlusion", (), [table], shown)
 
     def _figure_6(self) -> Section:
@@ -575,7 +541,8 @@ def _markdown(title: str, sections: Sequence[Section], command: str) -> str:
     return "\n\n".join([*parts, f"```\n{command}\n```"]) + "\n"
 
 
-def _read_results(file: Path) -> dict | None:
+def _read_results(folder: Path) -> dict | None:
+    file = folder / "results.json"
     try:
         return json.loads(file.read_text())
     except FileNotFoundError:

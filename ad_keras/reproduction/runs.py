@@ -31,7 +31,7 @@ from ad_keras.runs.folder import (
     refuse_other_flags,
     write_atomically,
 )
-from ad_keras.runs.training import train
+from ad_keras.runs.training import chosen_images, train
 
 _WARM_UP_STEPS, _TIMED_STEPS = 4, 10
 _TIMED_IMAGES = 2000  # that measuring is timed on
@@ -123,9 +123,6 @@ def estimate(flags: ReproduceConfig) -> str:
 
     Nothing is written, except that a data set which is not there yet is prepared.
 
-    Args:
-        flags: of the command line.
-
     Raises:
         UsageError: as `reproduce` would.
     """
@@ -163,9 +160,6 @@ def estimate(flags: ReproduceConfig) -> str:
 def plan(flags: ReproduceConfig) -> list[Run]:
     """The runs that a reproduction consists of, and how far each of them is.
 
-    Args:
-        flags: of the command line.
-
     Raises:
         UsageError: if a folder holds a run with other flags, or one trained for longer.
     """
@@ -177,11 +171,7 @@ def plan(flags: ReproduceConfig) -> list[Run]:
 
 
 def seconds_per_step(config: Config) -> float:
-    """The time of a training step on this machine, measured on random images.
-
-    Args:
-        config: of the run.
-    """
+    """The time of a training step of a run on this machine, measured on random images."""
     times: list[float] = []
     clock = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: times.append(time.perf_counter())
@@ -195,17 +185,11 @@ def seconds_per_step(config: Config) -> float:
 
 
 def seconds_of_measuring(flags: ReproduceConfig, train_set: ImageSet, test_set: ImageSet) -> float:
-    """The time that measuring a run takes here, from an untrained model and some of the images.
-
-    Args:
-        flags: of the command line.
-        train_set: the training images.
-        test_set: the test images.
-    """
+    """The time that measuring a run takes here, from an untrained model and some of the images."""
     wanted = flags.evaluate_config("timed")
     model = build_model(dataclasses.replace(flags.run_config("full", 0), precision="float32"))
     network = keras.Model(model.encoder.input, model.encoder.output["latent"])
-    parts = [_some(part, _TIMED_IMAGES) for part in (train_set, test_set)]
+    parts = [_some(part) for part in (train_set, test_set)]
     with tempfile.TemporaryDirectory() as cache:
         for _ in range(2):  # the first time TensorFlow compiles, and pixels are probed
             suite = Suite(
@@ -262,16 +246,7 @@ def _check_data(flags: ReproduceConfig) -> tuple[ImageSet, ImageSet]:
             "sort the images into a folder for each class."
         )
     check(flags.evaluate_config("checked").chosen_metrics, train_set, test_set, flags.num_dreams)
-    if flags.train_examples > len(train_set):
-        raise UsageError(
-            f"--train_examples={flags.train_examples} is more than the {len(train_set)} training "
-            f"images of {flags.dataset}."
-        )
-    images = flags.train_examples or len(train_set)
-    if flags.batch_size > images:
-        raise UsageError(
-            f"--batch_size={flags.batch_size} is more than the {images} training images."
-        )
+    chosen_images(flags.run_config("full", 0), train_set, split_seed=0)
     return train_set, test_set
 
 
@@ -321,8 +296,8 @@ def _results_digest(folder: Path) -> str:
     return joblib.hash((folder / "results.json").read_bytes())
 
 
-def _some(part: ImageSet, count: int) -> ImageSet:
-    chosen = np.random.default_rng(0).permutation(len(part))[:count]
+def _some(part: ImageSet) -> ImageSet:
+    chosen = np.random.default_rng(0).permutation(len(part))[:_TIMED_IMAGES]
     return dataclasses.replace(part, images=part.images[chosen], labels=part.labels[chosen])
 
 

@@ -3,7 +3,7 @@
 from ad_keras.compute.optimizers import FusedAdam
 from ad_keras.pad import adversaries, agreement, augmentations, mixing
 from ad_keras.pad.hippocampus import AssociativeHippocampus, EpisodicHippocampus, Hippocampus
-from ad_keras.pad.model import PAD
+from ad_keras.pad.model import PAD, SETTINGS
 from ad_keras.pad.networks import build_encoder, build_generator
 from ad_keras.pad.parts import Part
 from ad_keras.pad.perturbations import Occlusion
@@ -38,14 +38,8 @@ def build_model(config: Config, **parts) -> PAD:
         config: of a run.
         **parts: arguments of `PAD`, in place of those that the configuration describes.
     """
-    shape = {
-        "image_size": config.image_size,
-        "latent_dim": config.latent_dim,
-        "base_filters": config.base_filters,
-        "seed": config.seed,
-        "dtype": config.precision,
-        "network": config.network,
-    }
+    names = ("image_size", "latent_dim", "base_filters", "seed", "network")
+    shape = {name: getattr(config, name) for name in names} | {"dtype": config.precision}
     described = {
         "hippocampus": _hippocampus(config),
         "mixing": _MIXINGS[config.mixing](config.mix_recent, config.mix_memories),
@@ -55,23 +49,8 @@ def build_model(config: Config, **parts) -> PAD:
         "glimpse": _perturbation(config, config.glimpse) if config.glimpse else None,
         "agreement": _agreement(config, config.agreement),
     }
-    model = PAD(
-        build_encoder(**shape),
-        build_generator(**shape),
-        phases=config.phases,
-        reconstruction_weight=config.reconstruction_weight,
-        kl_weight=config.kl_weight,
-        external_weight=config.external_weight,
-        gradient_penalty_weight=config.gradient_penalty_weight,
-        agreement_weight=config.agreement_weight,
-        recovery_weight=config.recovery_weight,
-        internal_weight=config.internal_weight,
-        wake_noise_variance=config.wake_noise_variance,
-        nrem_memories=config.nrem_memories,
-        average_weights=config.average_weights,
-        seed=config.seed,
-        **{**described, **parts},
-    )
+    same = {name: getattr(config, name) for name in SETTINGS}
+    model = PAD(build_encoder(**shape), build_generator(**shape), **same | described | parts)
     encoder_optimizer, generator_optimizer = (
         FusedAdam(rate, beta_1=config.beta_1, beta_2=config.beta_2, epsilon=1e-8)
         for rate in (config.encoder_learning_rate, config.generator_learning_rate)
@@ -81,21 +60,22 @@ def build_model(config: Config, **parts) -> PAD:
 
 
 def _hippocampus(config: Config) -> Hippocampus:
-    if config.hippocampus == "last_batch":
-        return Hippocampus(config.batch_size)
-    if config.hippocampus == "associative":
-        return AssociativeHippocampus(config.hippocampus_capacity)
-    replacement = "reservoir" if config.hippocampus == "reservoir" else "oldest"
-    return EpisodicHippocampus(config.hippocampus_capacity, replacement, config.seed)
+    capacity, seed = config.hippocampus_capacity, config.seed
+    return {
+        "last_batch": lambda: Hippocampus(config.batch_size),
+        "episodic": lambda: EpisodicHippocampus(capacity, "oldest", seed),
+        "reservoir": lambda: EpisodicHippocampus(capacity, "reservoir", seed),
+        "associative": lambda: AssociativeHippocampus(capacity),
+    }[config.hippocampus]()
 
 
 def _agreement(config: Config, name: str) -> Part:
-    if name == "contrast":
-        return agreement.Contrast(config.temperature, config.views)
-    if name == "distance":
-        return agreement.LatentDistance()
-    kind = agreement.VICReg if name == "vicreg" else agreement.CodingRate
-    return kind(views=config.views)
+    return {
+        "distance": agreement.LatentDistance,
+        "contrast": lambda: agreement.Contrast(config.temperature, config.views),
+        "vicreg": lambda: agreement.VICReg(views=config.views),
+        "coding_rate": lambda: agreement.CodingRate(views=config.views),
+    }[name]()
 
 
 def _perturbation(config: Config, names: tuple[str, ...]) -> Part:

@@ -99,9 +99,6 @@ class Progress(keras.callbacks.ProgbarLogger):
     """Keras's progress bar with the rate in images/s and one loss for each phase.
 
     All the metrics would not fit a line, and a bar that wraps cannot be redrawn.
-
-    Args:
-        steps: the count.
     """
 
     def __init__(self, steps: Steps):

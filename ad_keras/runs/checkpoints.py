@@ -12,13 +12,8 @@ _UNREADABLE = (tf.errors.OpError, ValueError, IndexError, AssertionError)
 
 
 def newest_step(folder: Path) -> int:
-    """The step of a run's newest checkpoint; 0 if there is none.
-
-    Args:
-        folder: of the run.
-    """
-    files = (folder / "checkpoints" / "recent").glob("step-*.index")
-    return max((int(file.stem.removeprefix("step-")) for file in files), default=0)
+    """The step of the newest checkpoint in the folder of a run; 0 if there is none."""
+    return max(_saved(folder / "checkpoints" / "recent"), default=0)
 
 
 class Checkpoints:
@@ -36,7 +31,7 @@ class Checkpoints:
 
     def __init__(self, model: PAD, run_folder: Path) -> None:
         self._model = model
-        averages = {"averages": [average.value for _, average in model.averaged]}
+        averages = [average.value for _, average in model.averaged]
         # One by one, because Keras adds a metric of its own to a model, which only all workers
         # together could read.
         state = tf.train.Checkpoint(
@@ -44,7 +39,7 @@ class Checkpoints:
             generator=model.generator,
             step=model.step,
             **model.parts_with_weights,
-            **(averages if model.averaged else {}),
+            **({"averages": averages} if averages else {}),
             encoder_optimizer=model.encoder_optimizer,
             generator_optimizer=model.generator_optimizer,
         )
@@ -96,7 +91,7 @@ class Checkpoints:
             RunError: if there are checkpoints and all are damaged.
         """
         damaged = []
-        for path in self._saved():
+        for path in self._recent_paths():
             try:
                 self._checkpoint.restore(str(path)).assert_existing_objects_matched()
                 return damaged
@@ -112,14 +107,10 @@ class Checkpoints:
 
     def kept_epochs(self) -> list[int]:
         """The epochs whose ends are kept, in order."""
-        files = Path(self._epochs.directory).glob("epoch-*.index")
-        return sorted(int(path.stem.removeprefix("epoch-")) for path in files)
+        return _saved(Path(self._epochs.directory))
 
     def restore_epoch(self, epoch: int) -> None:
-        """Restores the end of an epoch.
-
-        Args:
-            epoch: one of `kept_epochs`.
+        """Restores the end of an epoch, one of `kept_epochs`.
 
         Raises:
             RunError: if it is not kept, or is damaged.
@@ -138,22 +129,22 @@ class Checkpoints:
         return f"{self._newest()} Lower --encoder_learning_rate and --generator_learning_rate."
 
     def _newest(self) -> str:
-        saved = self._saved()
-        return (
-            f"The last good checkpoint is {saved[0]}." if saved else "There is no checkpoint yet."
-        )
+        for path in self._recent_paths():
+            return f"The last good checkpoint is {path}."
+        return "There is no checkpoint yet."
 
-    def _saved(self) -> list[Path]:
-        """Newest first. Found by their files, since the list that is kept of them may be lost."""
-        files = Path(self._recent.directory).glob("step-*.index")
-        paths = [path.with_suffix("") for path in files]
-        return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    def _recent_paths(self) -> list[Path]:
+        folder = Path(self._recent.directory)
+        return [folder / f"step-{step}" for step in reversed(_saved(folder))]
+
+
+def _saved(folder: Path) -> list[int]:
+    """Numbers of the states in a folder, by their files: the list kept of them may be lost."""
+    return sorted(int(file.stem.rpartition("-")[2]) for file in folder.glob("*-[0-9]*.index"))
 
 
 def _is_finite(value: tf.Tensor) -> bool:
-    if not value.dtype.is_floating:
-        return True
-    return bool(tf.reduce_all(tf.math.is_finite(value)))
+    return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))
 
 
 def _is_kept(epoch: int) -> bool:

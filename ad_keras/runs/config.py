@@ -29,15 +29,7 @@ CONDITIONS = {
 """The paper's conditions: what each changes of the full model. `flags/` has a file for each."""
 
 PERTURBATIONS = (
-    "occlusion",
-    "crop",
-    "shift",
-    "rotation",
-    "flip",
-    "colour",
-    "grey",
-    "blur",
-    "noise",
+    *("occlusion", "crop", "shift", "rotation", "flip", "colour", "grey", "blur", "noise"),
 )
 """What `--perturbation` and `--glimpse` may name; a class of `ad_keras.pad` each."""
 
@@ -186,19 +178,17 @@ class Config:
     probe_every: int = flag(1, _RUN, "epochs between linear probes (0: only first and last)")
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name, value in vars(self).items():
             if isinstance(value, float):
-                self._require(field.name, math.isfinite(value), "a finite number")
-        for name in ("latent_dim", "base_filters", "epochs", "tile_min", "checkpoint_every"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("log_every", "hippocampus_capacity"):
+                self._require(name, math.isfinite(value), "a finite number")
+        counts = ("latent_dim", "base_filters", "epochs", "tile_min", "hippocampus_capacity")
+        for name in (*counts, "checkpoint_every", "log_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("views", self.views >= 2, "at least 2")
-        for name in ("agreement_weight", "temperature"):
+        rates = ("encoder_learning_rate", "generator_learning_rate")
+        for name in ("agreement_weight", "temperature", *rates):
             self._require(name, getattr(self, name) > 0, "above 0")
         self._require("crop_area", 0 < self.crop_area <= 1, "above 0 and at most 1")
-        self._require("colour_strength", 0 <= self.colour_strength <= 1, "between 0 and 1")
         self._require("perturbation", bool(self.perturbation), "at least one perturbation")
         for name in ("perturbation", "glimpse"):
             known = set(getattr(self, name)) <= set(PERTURBATIONS)
@@ -207,44 +197,32 @@ class Config:
             enough = self.hippocampus_capacity >= self.batch_size
             allowed = f"at least --batch_size ({self.batch_size})"
             self._require("hippocampus_capacity", enough, allowed)
-        for name in ("train_examples", "seed", "dream_every", "probe_every"):
+        weights = ("kl_weight", "external_weight", "gradient_penalty_weight")
+        for name in (*weights, "wake_noise_variance", "train_examples", "seed"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("dream_every", "probe_every"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("seed", self.seed < 2**63, "a number of 64 bits")
         self._require("batch_size", self.batch_size >= 2, "at least 2: one image has no variance")
         self._require("image_size", self.image_size in IMAGE_SIZES, "32, 64 or 128")
         for name in ("reconstruction_weight", "recovery_weight", "internal_weight"):
             self._require(name, getattr(self, name) > 0, "above 0; --phases leaves a phase out")
-        for name in ("kl_weight", "external_weight", "wake_noise_variance"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        self._require("gradient_penalty_weight", self.gradient_penalty_weight >= 0, "0 or more")
-        self._require(
-            "gradient_penalty_weight",
-            self.external_weight > 0 or not self.gradient_penalty_weight,
-            "0 with --external_weight=0",
-        )
-        for name in ("encoder_learning_rate", "generator_learning_rate"):
-            self._require(name, getattr(self, name) > 0, "above 0")
+        penalised = self.external_weight > 0 or not self.gradient_penalty_weight
+        self._require("gradient_penalty_weight", penalised, "0 with --external_weight=0")
         warm = 0 <= self.warmup_epochs < self.epochs
         self._require("warmup_epochs", warm, f"0 or more, and below --epochs ({self.epochs})")
         for name in ("beta_1", "beta_2", "average_weights"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        for name in ("mix_recent", "mix_memories", "occlusion_min", "occlusion_max"):
+        shares = ("mix_recent", "mix_memories", "occlusion_min", "occlusion_max", "colour_strength")
+        for name in shares:
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        self._require(
-            "occlusion_max",
-            self.occlusion_max >= self.occlusion_min,
-            f"no less than --occlusion_min ({self.occlusion_min})",
-        )
-        self._require(
-            "tile_max", self.tile_max >= self.tile_min, f"no less than --tile_min ({self.tile_min})"
-        )
-        self._require(
-            "phases",
-            self.phases[:1] == ("wake",)
-            and len(set(self.phases)) == len(self.phases)
-            and set(self.phases) <= {"wake", "nrem", "rem"},
-            "'wake', then 'nrem' and 'rem' once each in any order, or without one of them",
-        )
+        for high, low in (("occlusion_max", "occlusion_min"), ("tile_max", "tile_min")):
+            least = getattr(self, low)
+            self._require(high, getattr(self, high) >= least, f"no less than --{low} ({least})")
+        first, *others = self.phases or ("",)
+        orderly = first == "wake" and sorted(others) in ([], ["nrem"], ["rem"], ["nrem", "rem"])
+        allowed = "'wake', then 'nrem' and 'rem' once each in any order, or without one of them"
+        self._require("phases", orderly, allowed)
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
@@ -255,12 +233,9 @@ class Config:
     @property
     def condition(self) -> str:
         """Which of the paper's conditions this is, or `custom`."""
-        plain = Config()
-        model = (_PHASES, _PARTS)
-        names = [f.name for f in dataclasses.fields(self) if f.metadata["group"] in model]
-        mine = {name: getattr(self, name) for name in names}
+        model = [f for f in dataclasses.fields(Config) if f.metadata["group"] in (_PHASES, _PARTS)]
         for condition, changes in CONDITIONS.items():
-            if mine == {name: changes.get(name, getattr(plain, name)) for name in names}:
+            if all(getattr(self, f.name) == changes.get(f.name, f.default) for f in model):
                 return condition
         return "custom"
 
@@ -299,32 +274,17 @@ class Config:
                 raise ValueError("not the flags of a run: there are none")
             unknown = [name for name in values if name not in cls.__dataclass_fields__]
             if unknown:
-                raise ValueError(
-                    f"of another version of ad_keras, with --{' and --'.join(unknown)}"
-                )
-            lists = [f.name for f in dataclasses.fields(cls) if isinstance(f.default, tuple)]
-            # A run of an earlier version has none of the flags that came later.
-            lists = [name for name in lists if name in values]
-            return cls(**{**values, **{name: tuple(values[name]) for name in lists}})
+                told = " and ".join(f"--{name}" for name in unknown)
+                raise ValueError(f"of another version of ad_keras, with {told}")
+            lists = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
+            return cls(**values | lists)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the flags of a run ({error})") from error
 
 
-RUN_ONLY = frozenset(
-    {
-        "data_dir",
-        "epochs",
-        "strategy",
-        "deterministic",
-        "run_dir",
-        "saved_model_dir",
-        "overwrite",
-        "checkpoint_every",
-        "log_every",
-        "dream_every",
-        "probe_every",
-    }
-)
+RUN_ONLY = frozenset({"data_dir", "epochs"}) | {
+    field.name for field in dataclasses.fields(Config) if field.metadata["group"] == _RUN
+}
 """Flags that a continued run may change: no weight at a given step depends on them, except for
 rounding, which other devices do differently, and for `epochs` with a cosine schedule."""
 

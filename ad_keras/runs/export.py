@@ -190,8 +190,8 @@ def _write_saved_model(folder: Path, network: keras.Model, serve) -> None:
     signature = network.inputs[0]
     spec = tf.TensorSpec((None, *signature.shape[1:]), signature.dtype, name=signature.name)
     # Keras's ExportArchive would write every weight twice (keras issue 23553).
-    module = tf.Module()
-    module.weights = [weight.value for weight in network.weights]
+    # What it wrote before has `variables` too, by which an export is restored.
+    module = tf.train.Checkpoint(variables=[weight.value for weight in network.weights])
     module.serve = tf.function(serve, input_signature=[spec], autograph=False)
     signatures = dict.fromkeys(("serve", "serving_default"), module.serve)
     tf.saved_model.save(module, str(folder), signatures)

@@ -49,17 +49,11 @@ RUN = FolderKind(
     "--run_dir",
     Config,
     FLAGS_FILE,
-    (
-        "model.json",
-        "data.json",
-        "history.json",
-        "results.json",
-        "results.csv",
-        "checkpoints",
-        "logs",
-        "figures",
+    content=(
+        *("model.json", "data.json", "history.json", "results.json", "results.csv"),
+        *("checkpoints", "logs", "figures"),
     ),
-    RUN_ONLY,
+    changeable=RUN_ONLY,
 )
 
 
@@ -97,12 +91,12 @@ def open_run(
                 f"{kind.flag}."
             ) from None
         saved = folder / kind.flags_file
-        if config.overwrite and not saved.exists() and len(list(folder.iterdir())) > 1:
-            raise UsageError(
-                f"{folder} holds something that is no {kind.name}, which --overwrite would delete: "
-                f"choose another {kind.flag}."
-            )
         if config.overwrite:
+            if not saved.exists() and len(list(folder.iterdir())) > 1:
+                raise UsageError(
+                    f"{folder} holds something that is no {kind.name}, which --overwrite would "
+                    f"delete: choose another {kind.flag}."
+                )
             for name in (kind.flags_file, *kind.content):
                 for path in folder.glob(name):
                     shutil.rmtree(path, ignore_errors=True)
@@ -117,11 +111,7 @@ def open_run(
 
 
 def load_config(folder: Path, kind: FolderKind = RUN) -> Config:
-    """The flags of an existing run.
-
-    Args:
-        folder: of the run.
-        kind: of folder, if it is not a run's.
+    """The flags saved in the folder of an existing run, or in one of another kind.
 
     Raises:
         UsageError: if the folder is not a run's.
@@ -141,11 +131,7 @@ def load_config(folder: Path, kind: FolderKind = RUN) -> Config:
 
 
 def read_record(folder: Path, name: str) -> dict:
-    """What a run was begun with, as `open_run` saved it.
-
-    Args:
-        folder: of the run.
-        name: of the file.
+    """What a run was begun with, from a file in its folder, as `open_run` saved it.
 
     Raises:
         UsageError: if it is not there, as in runs of earlier versions, or is damaged.
@@ -189,10 +175,7 @@ def refuse_other_flags(saved: Config, wanted: Config, kind: FolderKind = RUN) ->
 
 @contextlib.contextmanager
 def failures_explained(folder: Path) -> Iterator[None]:
-    """Says in one line what ended a run: the disk, or what TensorFlow could not do.
-
-    Args:
-        folder: of the run.
+    """Says in one line what ended the run in a folder: the disk, or what TensorFlow could not do.
 
     Raises:
         RunError: in place of what TensorFlow raises, and of errors that do not say where.
@@ -215,10 +198,7 @@ def disk_question(error: Exception) -> str:
 
 
 def completed_epochs(folder: Path) -> int:
-    """How many epochs a run has behind it.
-
-    Args:
-        folder: of the run.
+    """How many epochs the run in a folder has behind it.
 
     Raises:
         UsageError: if the record of its epochs is damaged.
@@ -233,13 +213,10 @@ def completed_epochs(folder: Path) -> int:
 
 
 def read_history(folder: Path) -> dict[str, dict[str, float]]:
-    """What was reported of a run: by epoch (as text; "0" is untrained), losses and probes.
+    """What was reported of the run in a folder: by epoch (as text), losses and probes.
 
-    Args:
-        folder: of the run.
-
-    Returns:
-        Nothing if there is no readable history: what can be, is then reported anew.
+    Epoch "0" is the untrained model. If there is no readable history, there is nothing: what can
+    be, is then reported anew.
     """
     try:
         history = json.loads((folder / "history.json").read_text())

@@ -26,18 +26,11 @@ _STEP_MILLISECONDS = 60
 _PAUSE_MILLISECONDS = 600
 
 Rows = Sequence[tuple[str, np.ndarray]]
+"""Names of rows, and their images: uint8 [N, H, W, 3], with the same N in each row."""
 
 
 def wake_rows(model: PAD, images: np.ndarray) -> Rows:
-    """External images and their reconstructions.
-
-    Args:
-        model: a PAD model.
-        images: uint8 [N, H, W, 3].
-
-    Returns:
-        Named rows of images, each [N, H, W, 3].
-    """
+    """External images, uint8 [N, H, W, 3], and their reconstructions."""
     return [("image", images), ("reconstruction", _generate(model, _encode(model, images)))]
 
 
@@ -48,9 +41,6 @@ def nrem_rows(model: PAD, images: np.ndarray, seed: int) -> Rows:
         model: a PAD model.
         images: uint8 [N, H, W, 3], whose latents are replayed.
         seed: of the perturbations, drawn for each image by itself.
-
-    Returns:
-        Named rows of images, each [N, H, W, 3].
     """
     dreams = model.generator(_encode(model, images))
     perturbed = perturb_each(model.perturbation, dreams, [seed, 1])
@@ -74,9 +64,6 @@ def occlusion_rows(
         probabilities: of occluding a tile, in [0, 1], one for each pair of rows.
         tile: side of the tiles in pixels.
         seed: of the occlusions, one for each image.
-
-    Returns:
-        Named rows of images, each [N, H, W, 3].
     """
     dreams = model.generator(_encode(model, images))
     tiles = tf.fill([len(images)], tile)
@@ -96,9 +83,6 @@ def rem_rows(model: PAD, images: np.ndarray, partners: np.ndarray, seed: int) ->
         images: uint8 [N, H, W, 3], the newer memories.
         partners: uint8 [N, H, W, 3], the older memories.
         seed: of the noise.
-
-    Returns:
-        Named rows of images, each [N, H, W, 3].
     """
     mixed = model.mixing(_encode(model, images), _encode(model, partners), [seed, 2])
     return [
@@ -129,20 +113,15 @@ def traversal_rows(model: PAD, starts: np.ndarray, ends: np.ndarray, steps: int)
 
 
 def walk(first: np.ndarray, last: np.ndarray, steps: int) -> np.ndarray:
-    """Mixes two latents in shares that go from all of the first to all of the last.
+    """Mixes two latents [latent_dim] in shares that go from all of the first to all of the last.
 
     The walk is along an arc, at an even pace, and the norm goes evenly from one latent's to the
     other's. A straight line would cut through the inside of the sphere near which latents lie
     (their prior, N(0, I), has nearly all its mass at norms of about sqrt(latent_dim)): half-way
     between two unrelated memories it shrinks the norm by sqrt(2), and the images lose contrast.
 
-    Args:
-        first: [latent_dim].
-        last: [latent_dim].
-        steps: number of latents, both ends included.
-
     Returns:
-        float32 [steps, latent_dim].
+        float32 [steps, latent_dim], both ends included.
     """
     ends = np.stack([first, last]).astype(np.float64)
     norms = np.linalg.norm(ends, axis=1)
@@ -200,14 +179,10 @@ def overview(model: PAD, images: np.ndarray, seed: int) -> np.ndarray:
 
 
 def sheet(rows: Rows, heading: str | None = None) -> np.ndarray:
-    """Draws rows of images with their names at the left.
-
-    Args:
-        rows: names and images [N, H, W, 3], uint8, with the same N in each row.
-        heading: what to write above them.
+    """Draws rows of images under a heading, with their names at the left, on white.
 
     Returns:
-        uint8 [height, width, 3], on white.
+        uint8 [height, width, 3].
     """
     columns, side = rows[0][1].shape[:2]
     side = max(side, _PIXELS)

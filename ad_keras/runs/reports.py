@@ -95,7 +95,9 @@ class Reports(keras.callbacks.Callback):
             if self._shows(epoch, new, last, stopped):
                 self._gallery.draw(self.model)
             unknown = "probe/validation_accuracy" not in entry
-            if self._probe.possible and unknown and _is_due(epoch, self._probe_every, last):
+            every = self._probe_every
+            due = epoch == 0 or last or (every and epoch % every == 0)
+            if self._probe.possible and unknown and due:
                 scores = self._probe(self.model)
                 entry |= scores
                 logs.update(scores)
@@ -112,10 +114,6 @@ class Reports(keras.callbacks.Callback):
         drawn = epoch % self._dream_every == 0
         lost = last and not (self._folder / "figures" / "dreams.png").is_file()
         return (new and (last or drawn)) or (stopped and not drawn) or lost
-
-
-def _is_due(epoch: int, every: int, last: bool) -> bool:
-    return epoch == 0 or last or bool(every and epoch % every == 0)
 
 
 class Probe:
@@ -141,13 +139,7 @@ class Probe:
         self.possible = train.labels is not None and np.ptp(train.labels[self._split[0]]) > 0
 
     def __call__(self, model: PAD) -> dict[str, float]:
-        """Scores a model's latents.
-
-        Args:
-            model: with the encoder.
-
-        Returns:
-            The accuracy of each probe, in [0, 1].
+        """The accuracy, in [0, 1], of each probe of a model's latents.
 
         Raises:
             RunError: if latents are not finite.
@@ -160,12 +152,11 @@ class Probe:
             )
         parts = [part[rows] for rows in self._split for part in (latents, labels)]
         classes = len(self._train.class_names)
-        return {
-            f"{name}/validation_accuracy": probe(
-                *parts, num_classes=classes, seed=self._seed
-            ).accuracy
+        results = {
+            name: probe(*parts, num_classes=classes, seed=self._seed)
             for name, probe in _PROBES.items()
         }
+        return {f"{name}/validation_accuracy": result.accuracy for name, result in results.items()}
 
 
 class Gallery:
@@ -184,11 +175,7 @@ class Gallery:
         self._held_out = validation_split(len(train), seed)[1]
 
     def draw(self, model: PAD) -> None:
-        """Draws what a model makes of some images, and the histogram of their latents.
-
-        Args:
-            model: a PAD model.
-        """
+        """Draws what a model makes of some images, and the histogram of their latents."""
         chosen = np.random.default_rng([self._seed, 0]).permutation(self._held_out)
         shape = self._train.images.shape[1:]
         images, partners = np.resize(self._train.images[chosen], (2, _PICTURES, *shape))
@@ -207,16 +194,11 @@ class Gallery:
             tf.summary.image(f"dreams/{name}", picture[None])
             Image.fromarray(picture).save(folder / f"{name}.png")
         Image.fromarray(np.concatenate(list(drawn.values()))).save(folder / "dreams.png")
-        tf.summary.histogram(
-            "latents", encode(model.encoder, self._train.images[chosen[:_EMBEDDED]])
-        )
+        latents = encode(model.encoder, self._train.images[chosen[:_EMBEDDED]])
+        tf.summary.histogram("latents", latents)
 
     def embed(self, model: PAD) -> None:
-        """Writes latents, labels and thumbnails for TensorBoard's projector.
-
-        Args:
-            model: with the encoder.
-        """
+        """Writes a model's latents, labels and thumbnails for TensorBoard's projector."""
         logs = self._folder / "logs"
         shown = self._held_out[:_EMBEDDED]
         images = self._train.images[shown]

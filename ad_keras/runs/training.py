@@ -93,11 +93,15 @@ def train(
     if begun:
         refuse_other_flags(load_config(config.run_path), config)
     with cluster.chief_first():  # which may have to download or generate them
-        train_set = _training_images(config)
+        whole = data.load(
+            config.dataset, "train", data_dir=config.data_dir, image_size=config.image_size
+        )
     split_seed = config.seed if split_seed is None else split_seed
-    images = _trained_on(config, train_set, split_seed)
+    train_set, images = chosen_images(config, whole, split_seed)
     steps_per_epoch = len(images) // config.batch_size
-    records = {"data.json": _describe_data(images)}
+    content = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+    shape = list(images.shape[1:])
+    records = {"data.json": {"images": len(images), "image_shape": shape, "sha256": content}}
     if begun:
         _refuse_other_data(config, records["data.json"])
         _refuse_shorter(config, steps_per_epoch)
@@ -176,22 +180,25 @@ def _schedule(
     )
 
 
-def _training_images(config: Config) -> data.ImageSet:
-    train_set = data.load(
-        config.dataset, "train", data_dir=config.data_dir, image_size=config.image_size
-    )
-    if config.train_examples > len(train_set):
+def chosen_images(
+    config: Config, whole: data.ImageSet, split_seed: int
+) -> tuple[data.ImageSet, np.ndarray]:
+    """The training images of a run, and those among them that its weights may depend on.
+
+    Args:
+        config: of the run.
+        whole: the training images of its data set.
+        split_seed: of the choice of those that are held out.
+
+    Raises:
+        UsageError: if there are fewer than the run needs.
+    """
+    if config.train_examples > len(whole):
         raise UsageError(
-            f"--train_examples={config.train_examples} is more than the {len(train_set)} training "
+            f"--train_examples={config.train_examples} is more than the {len(whole)} training "
             f"images of {config.dataset}."
         )
-    if config.train_examples:
-        train_set = train_set.take(config.train_examples)
-    return train_set
-
-
-def _trained_on(config: Config, train_set: data.ImageSet, split_seed: int) -> np.ndarray:
-    """The images among them that the weights may depend on."""
+    train_set = whole.take(config.train_examples or len(whole))
     images = train_set.images
     if config.hold_out:
         images = images[data.validation_split(len(train_set), split_seed)[0]]
@@ -199,12 +206,7 @@ def _trained_on(config: Config, train_set: data.ImageSet, split_seed: int) -> np
         raise UsageError(
             f"--batch_size={config.batch_size} is more than the {len(images)} training images."
         )
-    return images
-
-
-def _describe_data(images: np.ndarray) -> dict:
-    content = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
-    return {"images": len(images), "image_shape": list(images.shape[1:]), "sha256": content}
+    return train_set, images
 
 
 def _refuse_other_data(config: Config, now: dict) -> None:

@@ -103,10 +103,6 @@ class TuneConfig(Config):
         return [name for name in SPACE if name in self.search]
 
     def training(self, **changes) -> Config:
-        """The flags of training: those of this search with some of them changed.
-
-        Args:
-            changes: values by flag.
-        """
+        """The flags of training: those of this search with some of them changed."""
         shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Config)}
         return Config(**{**shared, **changes})

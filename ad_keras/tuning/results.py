@@ -66,11 +66,7 @@ class Trial:
         }
 
     def mean(self, probe: str) -> float:
-        """The mean score of its finished runs.
-
-        Args:
-            probe: of `PROBES`.
-        """
+        """The mean score of its finished runs by one of `PROBES`."""
         return statistics.mean(score[probe] for score in self.scores.values())
 
 
@@ -225,11 +221,7 @@ class Results:
 
 
 def as_flags(values: dict) -> list[str]:
-    """Values as they stand on a command line.
-
-    Args:
-        values: by flag.
-    """
+    """Values by flag, as they stand on a command line."""
     texts = {name: ",".join(v) if isinstance(v, tuple) else v for name, v in values.items()}
     return [
         f"--{'' if value else 'no'}{name}" if isinstance(value, bool) else f"--{name}={value}"

@@ -116,9 +116,7 @@ def _part() -> tuple[str, str]:
 
 def _refuse_unlabelled(flags: TuneConfig) -> None:
     images = data.load(flags.dataset, "train", data_dir=flags.data_dir, image_size=flags.image_size)
-    if flags.train_examples:
-        images = images.take(flags.train_examples)
-    if not Probe(images, flags.seed).possible:
+    if not Probe(images.take(flags.train_examples or len(images)), flags.seed).possible:
         raise UsageError(
             f"--dataset={flags.dataset} has no labels of several classes, which the probes need: "
             "sort the images into a folder for each class."

@@ -26,10 +26,9 @@ class HyperParameter:
     used: Callable[[Config], bool] = lambda config: True
 
     def values(self, config: Config) -> tuple[float, ...]:
-        """The bounds of the interval, or the values to choose from; the flag's own is among them.
+        """The bounds of the interval, or the values to choose from.
 
-        Args:
-            config: the flags that the search starts from.
+        That of the flags that the search starts from is among them.
         """
         value = getattr(config, self.name)
         if self.sampling == "choice":
@@ -45,12 +44,7 @@ class HyperParameter:
         return low, high
 
     def rounded(self, value: float, config: Config) -> float:
-        """A value within the bounds that is short enough to be read; the flag's own stays.
-
-        Args:
-            value: as sampled.
-            config: the flags that the search starts from.
-        """
+        """A sampled value within the bounds and short enough to be read; the flag's own stays."""
         own = getattr(config, self.name)
         if math.isclose(value, own, rel_tol=1e-6):  # a worker is told of it in single precision
             return own
@@ -60,11 +54,7 @@ class HyperParameter:
         return min(max(float(f"{value:.2g}"), low), high)
 
     def plays_a_role(self, config: Config) -> bool:
-        """Whether training depends on the flag: neither it nor its part is switched off.
-
-        Args:
-            config: the flags that the search starts from.
-        """
+        """Whether training depends on the flag: neither it nor its part is switched off."""
         return bool(self.sampling != "log" or getattr(config, self.name)) and self.used(config)
 
 

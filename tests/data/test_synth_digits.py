@@ -107,7 +107,7 @@ def test_faces_differ():
 
 
 def test_missing_face_is_named(monkeypatch):
-    monkeypatch.setattr(synth_digits, "_FACES", (("font-absent", "files", ("Absent.ttf",)),))
+    monkeypatch.setattr(synth_digits, "_FACES", (("font-absent", "files/{}.ttf", ("Absent",)),))
     with pytest.raises(FileNotFoundError, match=r"Absent\.ttf.*pip install font-absent"):
         synth_digits.glyphs.__wrapped__()
 
