@@ -11,7 +11,7 @@ from PIL import Image
 
 from ad_keras import data
 from ad_keras.evaluate import main
-from ad_keras.evaluation import features
+from ad_keras.evaluation import features, suite
 from ad_keras.measures.latents import encode
 from ad_keras.measures.neighbours import knn_accuracy
 from ad_keras.runs.build import build_model
@@ -87,6 +87,7 @@ def single(runs, cache):
     folder = runs / "seed0"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "_train", lambda *_: None)  # features of any network will do
+        patch.setattr(suite, "TILES", (4,))
         main(
             [
                 *("evaluate", f"--run_dir={folder}", f"--cache_dir={cache}"),
