@@ -1,21 +1,13 @@
 """Tests of the generated SVHN stand-in."""
 
 import collections
-import io
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from PIL import Image
 from tensorflow_datasets.core.utils import gcs_utils
 
+from ad_keras import data
 from ad_keras.data import synth_digits
-
-TINY = synth_digits.SynthDigitsConfig(name="tiny", train_examples=40, test_examples=20, seed=7)
-
-
-def builder(data_dir, config=TINY):
-    return synth_digits.SynthDigits(config=config, data_dir=data_dir)
 
 
 @pytest.fixture(autouse=True)
@@ -124,66 +116,25 @@ def test_named_configs():
         "500k": (500_000, 10_000),
     }
     assert len({config.seed for config in synth_digits.SynthDigits.BUILDER_CONFIGS}) == 1
+    assert synth_digits.SynthDigits.DEFAULT_BUILDER_CONFIG_NAME == "10k"
 
 
-def test_default_config(tmp_path):
-    assert tfds.builder("synth_digits", data_dir=tmp_path).builder_config.name == "10k"
-
-
-def test_stored_images_equal_direct_rendering(tmp_path):
-    tiny = builder(tmp_path)
-    tiny.download_and_prepare()
-    for split, count in (("train", 40), ("test", 20)):
-        assert tiny.info.splits[split].num_examples == count
-        stored = list(tfds.as_numpy(tiny.as_dataset(split=split, as_supervised=True)))
-        assert len(stored) == count
-        for index, (image, label) in enumerate(stored):
-            expected_image, expected_label = synth_digits.example_at(7, split, index)
-            assert image.dtype == np.uint8
-            np.testing.assert_array_equal(image, expected_image)
-            assert label == expected_label
-
-
-def test_load_by_name(tmp_path):
-    dataset, info = tfds.load("synth_digits/1k", data_dir=tmp_path, with_info=True)
-    assert {name: split.num_examples for name, split in info.splits.items()} == {
-        "train": 1000,
-        "test": 500,
+def test_images_are_generated_once_and_loaded_by_name_as_they_are_rendered(tmp_path, monkeypatch):
+    (config,) = (each for each in synth_digits.SynthDigits.BUILDER_CONFIGS if each.name == "1k")
+    examples = {
+        split: [synth_digits.example_at(config.seed, split, index) for index in range(count)]
+        for split, count in (("train", 40), ("test", 20))
     }
-    assert info.features["label"].num_classes == 10
-    assert dataset["train"].element_spec["image"].shape == (32, 32, 3)
-    labels = [int(example["label"]) for example in tfds.as_numpy(dataset["test"])]
-    assert collections.Counter(labels) == dict.fromkeys(range(10), 50)
-
-
-def test_second_load_reads_what_the_first_has_written(tmp_path, monkeypatch):
-    builder(tmp_path).download_and_prepare()
+    for split in examples:
+        monkeypatch.setattr(config, f"{split}_examples", len(examples[split]))
+    data.load("synth_digits/1k", "train", data_dir=str(tmp_path))
 
     def refuse(*args):
         raise AssertionError("generated again")
 
     monkeypatch.setattr(synth_digits, "example_at", refuse)
-    again = builder(tmp_path)
-    again.download_and_prepare()
-    assert len(list(again.as_dataset(split="train"))) == 40
-
-
-def test_small_config_is_a_prefix_of_a_larger_one(tmp_path):
-    larger = synth_digits.SynthDigitsConfig(
-        name="larger", train_examples=70, test_examples=30, seed=7
-    )
-    stored = []
-    for config in (TINY, larger):
-        prepared = builder(tmp_path, config)
-        prepared.download_and_prepare()
-        stored.append(list(tfds.as_numpy(prepared.as_dataset(split="train[:40]"))))
-    for small, large in zip(*stored, strict=True):
-        np.testing.assert_array_equal(small["image"], large["image"])
-        assert small["label"] == large["label"]
-
-
-def test_png_is_lossless():
-    image, _ = synth_digits.example_at(0, "train", 1)
-    encoded = synth_digits._encode_png(image)
-    assert isinstance(encoded, io.BytesIO)
-    np.testing.assert_array_equal(np.asarray(Image.open(encoded)), image)
+    for split, expected in examples.items():
+        loaded = data.load("synth_digits/1k", split, data_dir=str(tmp_path))
+        np.testing.assert_array_equal(loaded.images, [image for image, _ in expected])
+        assert loaded.labels.tolist() == [label for _, label in expected]
+        assert loaded.class_names == tuple("0123456789")

@@ -1,5 +1,6 @@
 """Tests of the networks whose features dreams are compared in."""
 
+import shutil
 import time
 
 import keras
@@ -99,11 +100,11 @@ def test_the_reference_of_large_data_sets_is_the_papers_10000():
 
 @pytest.mark.filterwarnings("ignore:Exception while loading")
 def test_a_damaged_cache_is_trained_anew_with_the_same_result(sets, trained, tmp_path):
-    _, extractor = trained
-    classifier_features(*sets, tmp_path)
-    (file,) = tmp_path.rglob("output.pkl")
-    file.write_bytes(file.read_bytes()[:1000])
-    again = classifier_features(*sets, tmp_path)
+    folder, extractor = trained
+    shutil.copytree(folder, tmp_path / "stripes")
+    for file in tmp_path.rglob("output.pkl"):
+        file.write_bytes(file.read_bytes()[:1000])
+    again = classifier_features(*sets, tmp_path / "stripes")
     assert again.accuracy == extractor.accuracy
     np.testing.assert_allclose(again(sets[1].images), extractor(sets[1].images), atol=1e-4)
 

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import scipy.linalg
-from scipy.stats import ortho_group
 
 from ad_keras.measures import distribution
 from ad_keras.measures.distribution import density_coverage, fid, fid_from_moments, kid, moments
@@ -31,27 +30,6 @@ def test_fid_equals_scipys_matrix_root():
     assert fid(x, y) == pytest.approx(expected, rel=1e-9)
 
 
-def test_fid_of_gaussians_with_commuting_covariances_is_the_analytic_value():
-    rng = np.random.default_rng(0)
-    axes = ortho_group.rvs(8, random_state=rng)
-    deviations_x, deviations_y = rng.uniform(0.1, 3, size=(2, 8))
-    mean_x, mean_y = rng.normal(size=(2, 8))
-    distance = fid_from_moments(
-        mean_x,
-        axes @ np.diag(deviations_x**2) @ axes.T,
-        mean_y,
-        axes @ np.diag(deviations_y**2) @ axes.T,
-    )
-    expected = np.sum((mean_x - mean_y) ** 2) + np.sum((deviations_x - deviations_y) ** 2)
-    assert distance == pytest.approx(expected, rel=1e-10)
-
-
-def test_fid_of_samples_approaches_the_analytic_value():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(1.0, 2.0, size=(100_000, 3)), rng.normal(0.0, 0.5, size=(100_000, 3))
-    assert fid(x, y) == pytest.approx(3 * (1.0 + 1.5**2), rel=0.02)
-
-
 @pytest.mark.parametrize("count", [5, 30, 200])
 def test_fid_of_identical_sets_is_zero_even_with_fewer_examples_than_features(count):
     x = 100 * correlated(count, 60, 0)
@@ -73,25 +51,6 @@ def test_fid_of_few_examples_equals_the_nuclear_norm_of_their_product():
 
 def test_fid_of_constant_features_is_the_squared_distance_of_their_means():
     assert fid(np.zeros((5, 3)), np.full((4, 3), 2.0)) == pytest.approx(12.0)
-
-
-@pytest.mark.parametrize("count", [20, 200])
-def test_fid_is_symmetric(count):
-    x, y = correlated(count, 30, 0), correlated(count, 30, 1)
-    assert fid(x, y) == pytest.approx(fid(y, x), rel=1e-7)
-
-
-def test_translation_adds_its_squared_length_to_fid():
-    x, y = correlated(200, 10, 0), correlated(200, 10, 1)
-    y = y - y.mean(axis=0) + x.mean(axis=0)
-    shift = np.linspace(-1, 2, 10)
-    assert fid(x, y + shift) == pytest.approx(fid(x, y) + shift @ shift, rel=1e-9)
-
-
-def test_fid_does_not_change_under_a_common_rotation():
-    x, y = correlated(200, 10, 0), correlated(200, 10, 1)
-    rotation = ortho_group.rvs(10, random_state=0)
-    assert fid(x @ rotation, y @ rotation) == pytest.approx(fid(x, y), rel=1e-9)
 
 
 def test_fid_from_cached_moments_is_that_of_the_sets():
@@ -133,31 +92,6 @@ def test_kid_is_mean_and_deviation_over_subsets_drawn_from_both_sets():
     assert (mean, deviation) != kid(x, y, subsets=5, subset_size=10, seed=8)
 
 
-def test_kid_is_unbiased_for_equal_distributions():
-    rng = np.random.default_rng(0)
-    # Separate samples for each reading make the readings independent.
-    readings = [
-        kid(*rng.normal(size=(2, 20, 5)), subsets=1, subset_size=20)[0] for _ in range(2000)
-    ]
-    standard_error = np.std(readings) / np.sqrt(len(readings))
-    assert abs(np.mean(readings)) < 4 * standard_error
-    # The biased estimator, which counts the diagonal, would be seen.
-    assert standard_error < 0.01
-
-
-def test_noise_is_farther_than_a_second_sample():
-    rng = np.random.default_rng(0)
-    real, second = rng.gamma(2.0, size=(2, 1000, 8))
-    noise = rng.normal(2.0, 3.0, size=(1000, 8))
-    assert fid(real, noise) > 10 * fid(real, second)
-    counts = {"subsets": 5, "subset_size": 500}
-    assert kid(real, noise, **counts)[0] > 10 * abs(kid(real, second, **counts)[0])
-    density, coverage = density_coverage(real, second)
-    noise_density, noise_coverage = density_coverage(real, noise)
-    assert noise_density < 0.5 * density
-    assert noise_coverage < 0.5 * coverage
-
-
 def naive_density_coverage(real, fake, k):
     density, covered = 0, 0
     for i, centre in enumerate(real):
@@ -177,30 +111,6 @@ def test_density_and_coverage_equal_a_double_loop(k, monkeypatch):
     expected = naive_density_coverage(real, fake, k)
     assert 0 < expected[1] < 1
     assert density_coverage(real, fake, k) == pytest.approx(expected)
-
-
-def test_density_and_coverage_of_equal_distributions_have_their_expected_values():
-    rng = np.random.default_rng(0)
-    n, k = 2000, 5
-    density, coverage = density_coverage(*rng.normal(size=(2, n, 3)), k=k)
-    missed = np.prod([(n - i) / (2 * n - i) for i in range(1, k + 1)])
-    assert density == pytest.approx(1.0, abs=0.05)
-    assert coverage == pytest.approx(1 - missed, abs=0.02)
-
-
-def test_a_collapsed_generator_has_density_without_coverage():
-    rng = np.random.default_rng(0)
-    real = rng.normal(size=(500, 3))
-    fake = np.tile(real.mean(axis=0), (500, 1)) + 1e-3 * rng.normal(size=(500, 3))
-    density, coverage = density_coverage(real, fake)
-    assert density > 1
-    assert coverage < 0.2
-
-
-def test_density_and_coverage_are_zero_far_away():
-    rng = np.random.default_rng(0)
-    real, fake = rng.normal(size=(2, 100, 3))
-    assert density_coverage(real, fake + 1000) == (0.0, 0.0)
 
 
 def test_density_and_coverage_do_not_change_far_from_the_origin():

@@ -29,19 +29,6 @@ def test_equals_sorting_all_cosine_similarities(k):
     assert knn_accuracy(*train, *test, k=k) == naive_accuracy(*train, *test, k)
 
 
-def test_one_hot_labels_as_latents_score_one():
-    labels = np.random.default_rng(0).integers(10, size=800)
-    latents = np.eye(10)[labels]
-    assert knn_accuracy(latents[:600], labels[:600], latents[600:], labels[600:]) == 1.0
-
-
-def test_random_latents_score_chance():
-    rng = np.random.default_rng(0)
-    latents, labels = rng.normal(size=(5000, 8)), rng.integers(10, size=5000)
-    accuracy = knn_accuracy(latents[:2000], labels[:2000], latents[2000:], labels[2000:])
-    assert accuracy == pytest.approx(0.1, abs=4 * np.sqrt(0.1 * 0.9 / 3000))
-
-
 def test_does_not_depend_on_the_length_of_latents():
     (train, train_labels), (test, test_labels) = data(300, 0), data(200, 1)
     rng = np.random.default_rng(2)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import Ridge
 from sklearn.metrics import confusion_matrix
 from sklearn.preprocessing import StandardScaler
 
@@ -86,13 +86,6 @@ def test_logistic_probe_names_a_failure_to_converge():
         logistic_probe(*clusters(300), *clusters(100), tolerance=1e-9, max_iterations=2)
 
 
-def test_linear_probe_comes_close_to_logistic_regression():
-    train, test = clusters(4000), clusters(4000, seed=1)
-    reference = LogisticRegression(C=np.inf).fit(*train).score(*test)
-    assert 0.5 < reference < 0.95
-    assert linear_probe(*train, *test).accuracy == pytest.approx(reference, abs=0.03)
-
-
 def test_ridge_probe_equals_scikit_learn_on_standardised_latents(monkeypatch):
     monkeypatch.setattr(probe_module, "_ROWS_AT_ONCE", 64)  # several parts, the last incomplete
     (latents, labels), test = clusters(300), clusters(100, seed=1)
@@ -150,23 +143,6 @@ def test_ridge_probe_gives_a_constant_latent_no_weight():
 
 
 @PROBES
-def test_one_hot_labels_as_latents_score_one(probe):
-    labels = np.random.default_rng(0).integers(10, size=600)
-    latents = np.eye(10)[labels]
-    result = probe(latents[:500], labels[:500], latents[500:], labels[500:])
-    assert result.accuracy == 1.0
-    np.testing.assert_array_equal(result.per_class_accuracy, 1.0)
-
-
-@PROBES
-def test_random_latents_score_chance(probe):
-    rng = np.random.default_rng(0)
-    latents, labels = rng.normal(size=(6000, 8)), rng.integers(10, size=6000)
-    result = probe(latents[:3000], labels[:3000], latents[3000:], labels[3000:])
-    assert result.accuracy == pytest.approx(0.1, abs=4 * np.sqrt(0.1 * 0.9 / 3000))
-
-
-@PROBES
 def test_constant_latents_score_the_most_frequent_class(probe):
     train_labels, test_labels = np.repeat([0, 1, 2], [50, 200, 60]), np.repeat([0, 1], [30, 70])
     result = probe(np.zeros((310, 4)), train_labels, np.zeros((100, 4)), test_labels)
@@ -204,19 +180,6 @@ def test_score_is_the_accuracy_on_the_given_latents(probe):
     occluded = test[0] * (np.arange(6) < 2)
     by_hand = np.argmax(occluded @ result.weights + result.bias, axis=1)
     assert result.score(occluded, test[1]) == np.mean(by_hand == test[1]) < result.accuracy
-
-
-@PROBES
-def test_a_readout_can_be_repeated(probe):
-    train, test = clusters(300, spread=2.0), clusters(300, seed=1)
-    first, again = probe(*train, *test), probe(*train, *test)
-    np.testing.assert_array_equal(first.weights, again.weights)
-
-
-def test_another_seed_shuffles_differently():
-    train, test = clusters(300), clusters(300, seed=1)
-    first, other = (linear_probe(*train, *test, seed=seed) for seed in (1, 2))
-    assert (first.weights != other.weights).any()
 
 
 @PROBES

@@ -9,7 +9,10 @@ import tensorflow as tf
 from ad_keras import Blur, Chain, Colour, Crop, Flip, Grey, Noise, Occlusion, Rotation, Shift
 
 KEY = [7, 3]
-ALL = [Blur(), Colour(), Crop(), Flip(), Grey(0.5), Noise(), Rotation(), Shift(0.3)]
+ALL = [
+    *(Blur(), Colour(), Crop(), Flip(), Grey(0.5), Noise(), Rotation(), Shift(0.3)),
+    Occlusion(per_image=True),
+]
 NAMES = [type(part).__name__ for part in ALL]
 
 

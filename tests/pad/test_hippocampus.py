@@ -25,39 +25,13 @@ def latents(seed, count=4, size=3):
     return tf.constant(np.random.default_rng(seed).normal(size=(count, size)), tf.float32)
 
 
-def test_first_recall_gives_the_present_latents_themselves():
-    now = latents(0)
-    np.testing.assert_array_equal(built().recall(now, KEY), now)
-
-
-def test_later_recalls_give_the_previous_latents():
+def test_recalling_gives_the_previous_latents_and_does_not_change_the_memory():
     hippocampus = built()
     for step in range(3):
         hippocampus.store(latents(step))
-        np.testing.assert_array_equal(hippocampus.recall(latents(step + 1), KEY), latents(step))
-
-
-def test_recalling_does_not_change_the_memory():
-    hippocampus = built()
-    hippocampus.store(latents(0))
-    hippocampus.recall(latents(1), KEY)
-    np.testing.assert_array_equal(hippocampus.recall(latents(2), KEY), latents(0))
-
-
-def test_rows_beyond_a_smaller_previous_batch_are_the_present_ones():
-    hippocampus = built()
-    hippocampus.store(latents(0))
-    hippocampus.store(latents(1, count=2))
-    now = latents(2)
-    recalled = hippocampus.recall(now, KEY)
-    np.testing.assert_array_equal(recalled[:2], latents(1, count=2))
-    np.testing.assert_array_equal(recalled[2:], now[2:])
-
-
-def test_a_smaller_batch_recalls_the_first_rows_of_the_previous_one():
-    hippocampus = built()
-    hippocampus.store(latents(0))
-    np.testing.assert_array_equal(hippocampus.recall(latents(1, count=2), KEY), latents(0)[:2])
+        for now in (1, 2):
+            recalled = hippocampus.recall(latents(step + now), KEY)
+            np.testing.assert_array_equal(recalled, latents(step))
 
 
 @pytest.mark.parametrize("static", [True, False])
@@ -73,7 +47,7 @@ def test_a_batch_beyond_the_capacity_raises_and_says_what_to_do(static):
     np.testing.assert_array_equal(hippocampus.stored, 0)
 
 
-def test_it_works_inside_a_graph_with_batches_of_any_size():
+def test_batches_may_be_of_any_size_and_what_is_not_remembered_is_its_own_partner():
     hippocampus = built()
 
     @tf.function(input_signature=[tf.TensorSpec([None, 3])])

@@ -33,26 +33,12 @@ def test_reconstruction_loss_is_the_mean_squared_difference_of_all_elements(seed
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_reconstruction_loss_is_zero_only_for_equal_images():
-    images = float32(random_images(0))
-    assert losses.reconstruction_loss(images, images) == 0
-    assert losses.reconstruction_loss(images, images + 0.1) > 0
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_kl_loss_is_the_mean_divergence_of_the_latents_gaussians_from_the_prior(seed):
     rng = np.random.default_rng(seed)
     latents = rng.normal(rng.normal(size=5), rng.uniform(0.3, 2, 5), (9, 5))
     divergences = [gaussian_divergence(column.mean(), column.var(ddof=1)) for column in latents.T]
     np.testing.assert_allclose(losses.kl_loss(float32(latents)), np.mean(divergences), rtol=1e-5)
-
-
-def test_kl_loss_is_zero_for_standardised_latents_and_positive_beside_them():
-    latents = np.random.default_rng(0).normal(size=(16, 4))
-    latents = (latents - latents.mean(axis=0)) / latents.std(axis=0, ddof=1)
-    np.testing.assert_allclose(losses.kl_loss(float32(latents)), 0, atol=1e-6)
-    for other in (latents + 0.3, latents * 1.3, latents * 0.7):
-        assert losses.kl_loss(float32(other)) > 0.01
 
 
 def test_kl_loss_of_a_dimension_without_variance_is_large_and_has_finite_gradients():
@@ -64,9 +50,3 @@ def test_kl_loss_of_a_dimension_without_variance_is_large_and_has_finite_gradien
     assert 6 < loss < 7  # half of (0.25 - ln(1e-12) - 1) / 2
     assert np.isfinite(gradient).all()
     np.testing.assert_allclose(gradient[:, 0], 0.5 * 0.5 / 3, rtol=1e-5)  # towards the prior's mean
-
-
-def test_kl_loss_uses_the_unbiased_variance():
-    # Of two latents +-1 the biased variance is 1, the unbiased one 2.
-    latents = float32([[1.0], [-1.0]])
-    np.testing.assert_allclose(losses.kl_loss(latents), (2 - np.log(2) - 1) / 2, rtol=1e-6)

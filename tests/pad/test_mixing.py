@@ -14,6 +14,20 @@ def normal(seed, count=4000, size=8):
     return tf.constant(np.random.default_rng(seed).normal(size=(count, size)), tf.float32)
 
 
+@pytest.mark.parametrize(
+    ("recent", "memories"), [(0.5, 0.5), (0.3, 0.8), (1.0, 0.25), (0.0, 0.0), (0.5, 1.0)]
+)
+def test_the_convex_mixture_is_the_papers_formula_with_standard_normal_noise(recent, memories):
+    newer, older = normal(0), normal(1)
+    mixed = Mixing(recent, memories)(newer, older, KEY)
+    assert mixed.dtype == tf.float32
+    rest = (mixed - memories * (recent * newer + (1 - recent) * older)).numpy()
+    assert abs(rest.mean()) <= 4 * (1 - memories) / np.sqrt(rest.size)
+    assert abs(rest.std() - (1 - memories)) <= 4 * (1 - memories) / np.sqrt(2 * rest.size) + 1e-6
+    if memories < 1:
+        assert (np.abs(np.corrcoef(rest.T) - np.eye(8)) < 5 / np.sqrt(4000)).all()
+
+
 def test_only_the_convex_mixture_leaves_the_priors_variance():
     newer, older = normal(0), normal(1)
     deviations = {
@@ -54,7 +68,11 @@ def test_many_memories_are_the_mean_of_those_of_the_next_neighbours():
 
 
 @pytest.mark.parametrize(
-    "mixing", [ComponentMixing(0.2, 0.3), ManyMemoriesMixing(older=4), VariancePreservingMixing()]
+    "mixing",
+    [
+        *(ComponentMixing(0.2, 0.3), ManyMemoriesMixing(older=4), VariancePreservingMixing()),
+        Mixing(0.5, 0.25),
+    ],
 )
 def test_saved_and_loaded_parts_are_the_same_with_and_without_xla(mixing):
     saved = keras.saving.serialize_keras_object(mixing)

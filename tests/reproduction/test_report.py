@@ -46,8 +46,9 @@ def reported(save_runs, tmp_path_factory):
 
 
 @pytest.fixture
-def report_of(save_runs, tmp_path):
-    """Writes a report of some runs, after a change to their folder; its Markdown."""
+def report_of(save_runs, tmp_path, monkeypatch):
+    """Writes a report without pictures of some runs, after a change to them; its Markdown."""
+    monkeypatch.setattr("ad_keras.reproduction.report._picture", lambda *_, **__: [])
 
     def write(conditions, seeds=(0, 1), change=lambda folder: None, failed=(), **settings) -> str:
         folder = save_runs(tmp_path / "runs", conditions, seeds, **settings)
@@ -107,6 +108,11 @@ def test_table_1_sets_ours_beside_the_published(reported):
     assert "| PAD | 65.10 ± 0.17 % (4) | 64.10 ± 0.17 % (4) |" in text  # the other readouts
 
 
+def edited(file, **changes):
+    """Replaces entries of a file of JSON."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "published"),
     [
@@ -150,7 +156,7 @@ def test_other_settings_are_named_and_not_set_beside_the_published(report_of):
 def test_runs_measured_earlier_are_not_set_beside_the_published(report_of):
     def shorten(folder):
         for file in folder.glob("*/results.json"):
-            file.write_text(json.dumps(json.loads(file.read_text()) | {"epochs": 1}))
+            edited(file, epochs=1)
 
     text = report_of(("full",), change=shorten)
     assert "Published numbers do not stand here: epochs 1 (the paper: 50)." in text
@@ -175,8 +181,7 @@ def test_one_seed_is_shown_but_not_judged(report_of):
 def test_what_is_missing_is_named_and_left_out(report_of):
     def damage(folder):
         (folder / "no_rem-seed1" / "results.json").unlink()
-        file = folder / "full-seed0" / "results.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"epochs": 20}))
+        edited(folder / "full-seed0" / "results.json", epochs=20)
 
     text = report_of(("full", "no_rem"), seeds=(0, 1, 2), change=damage, failed=["x failed: why"])
     assert (
@@ -189,9 +194,8 @@ def test_what_is_missing_is_named_and_left_out(report_of):
 def test_results_of_some_metrics_are_enough(report_of):
     def cut(folder):
         for file in folder.glob("*/results.json"):
-            results = json.loads(file.read_text())
-            results["metrics"] = {"ridge_probe": results["metrics"]["ridge_probe"]}
-            file.write_text(json.dumps(results))
+            metrics = json.loads(file.read_text())["metrics"]
+            edited(file, metrics={"ridge_probe": metrics["ridge_probe"]})
         for file in folder.glob("*/history.json"):
             file.unlink()
 
@@ -220,20 +224,14 @@ def test_what_cannot_be_reported_is_told_in_one_line(outcome, save_runs, tmp_pat
     one_line(outcome(main, f"--results_dir={other}"), "of none of the paper's conditions")
 
 
-def test_runs_of_equal_updates_are_compared_at_the_full_models_epoch_and_say_theirs(
-    report_of, monkeypatch
-):
-    monkeypatch.setattr("ad_keras.reproduction.report._picture", lambda *_, **__: [])
+def test_runs_of_equal_updates_are_compared_at_the_full_models_epoch_and_say_theirs(report_of):
     epochs = {"full": 50, "no_rem": 75, "wake_only": 150}
 
     def prolong(folder):
         for condition, own in epochs.items():
             for run in folder.glob(f"{condition}-seed*"):
-                config = Config.from_json((run / "flags.json").read_text())
-                longer = dataclasses.replace(config, epochs=own)
-                (run / "flags.json").write_text(longer.to_json())
-                results = json.loads((run / "results.json").read_text()) | {"epochs": own}
-                (run / "results.json").write_text(json.dumps(results))
+                for name in ("flags.json", "results.json"):
+                    edited(run / name, epochs=own)
 
     text = report_of(tuple(epochs), change=prolong)
     assert "After 50 epochs of the full model, and as many updates of the other encoders," in text

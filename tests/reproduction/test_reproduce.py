@@ -1,6 +1,7 @@
 """Tests of the reproduction: runs reused and continued, measured, and a whole report of them."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -13,19 +14,40 @@ import pytest
 from PIL import Image
 
 from ad_keras.errors import RunError
+from ad_keras.evaluation import features, suite
 from ad_keras.reproduce import main
+from ad_keras.reproduction import runs
 from ad_keras.reproduction.config import ReproduceConfig
 from ad_keras.runs.build import build_model
 from ad_keras.runs.config import Config
+from ad_keras.runs.training import train
 
 RUNS = ("shapes", "shapes-no_rem")
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with a data set of two classes, and a run without REM that is half done."""
-    from ad_keras.runs.training import train
+def eager_model(config):
+    model = build_model(config)
+    model.run_eagerly = True
+    return model
 
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap():
+    """Without what takes longest: tracing, many steps, a classifier's fit, probes of pixels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "train", functools.partial(train, build=eager_model))
+        patch.setattr(runs, "build_model", eager_model)
+        patch.setattr(runs, "_WARM_UP_STEPS", 1)
+        patch.setattr(runs, "_TIMED_STEPS", 1)
+        patch.setattr(suite, "TILES", (4,))
+        patch.setattr(features, "_train", lambda *_: None)
+        patch.setattr(suite.Suite, "_pixels", lambda *_, **__: {"accuracy": 0.875})
+        yield
+
+
+@pytest.fixture(scope="module")
+def workplace(cheap, tmp_path_factory):
+    """A folder with a data set of two classes, and a run without REM that is half done."""
     folder = tmp_path_factory.mktemp("reproduction")
     rng = np.random.default_rng(0)
     for split, count in (("train", 48), ("test", 46)):
@@ -36,8 +58,7 @@ def workplace(tmp_path_factory):
                 pixels = rng.integers(0, 150, (32, 32, 3))
                 pixels[rows] += 100
                 Image.fromarray(pixels.astype(np.uint8)).save(images / f"{number:02}.png")
-    half = reproduction(folder, epochs=1).run_config("no_rem", 0)
-    train(half)
+    runs.train(reproduction(folder, epochs=1).run_config("no_rem", 0))
     return folder
 
 
@@ -47,7 +68,7 @@ def reproduction(folder: Path, **changes) -> ReproduceConfig:
         "conditions": ("full", "no_rem"),
         "base_filters": 4,
         "latent_dim": 8,
-        "batch_size": 16,
+        "batch_size": 48,
         "epochs": 2,
         "probe_every": 0,
         "num_dreams": 50,
@@ -79,8 +100,6 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.fixture(scope="module")
 def dry(workplace):
     """What a dry run says before anything else is done, and whether it left the folder alone."""
-    from ad_keras.reproduction import runs
-
     before = snapshot(workplace)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "seconds_of_measuring", lambda *_: 5400.0)
@@ -91,16 +110,18 @@ def dry(workplace):
 @pytest.fixture(scope="module")
 def reproduced(workplace, dry):
     """The folder of a report, and the state of the files of the epoch that was there before."""
-    from ad_keras.evaluation.suite import Suite
-    from ad_keras.reproduction.runs import reproduce
-
     kept = workplace / "runs" / "shapes-no_rem" / "checkpoints" / "epochs"
     first_epoch = {name: state for name, state in snapshot(kept).items() if "epoch-1." in name}
-    with pytest.MonkeyPatch.context() as patch:
-        # The probes of raw pixels would take longer than all the rest.
-        patch.setattr(Suite, "_pixels", lambda *_, **__: {"accuracy": 0.875})
-        folder = reproduce(reproduction(workplace), "python -m ad_keras.reproduce --some=<flags>")
-    return folder, first_epoch
+    command = "python -m ad_keras.reproduce --some=<flags>"
+    return runs.reproduce(reproduction(workplace), command), first_epoch
+
+
+@pytest.fixture
+def reported(monkeypatch):
+    """What reports were to be written of, in place of the reports."""
+    asked = []
+    monkeypatch.setattr(runs, "write_report", lambda *arguments: asked.append(arguments))
+    return asked
 
 
 def test_dry_run_tells_what_is_to_be_done_and_writes_nothing(dry):
@@ -108,16 +129,14 @@ def test_dry_run_tells_what_is_to_be_done_and_writes_nothing(dry):
     assert untouched
     lines = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if line]
     assert lines[0] == ["run", "seed", "state", "steps", "training", "measuring"]
-    assert lines[1][1:4] == ["0", "new", "12"]
-    assert lines[2][1:4] == ["0", "continues from epoch 1", "6"]
-    assert lines[3][:2] == ["total", "18"]
+    assert lines[1][1:4] == ["0", "new", "4"]
+    assert lines[2][1:4] == ["0", "continues from epoch 1", "2"]
+    assert lines[3][:2] == ["total", "6"]
     assert [line[-1] for line in lines[1:4]] == ["1 h 30 min", "1 h 30 min", "3 h 00 min"]
     assert lines[4][0].startswith("In all 3 h ")
 
 
 def test_measuring_is_timed_on_some_images_and_taken_for_all(workplace, monkeypatch):
-    from ad_keras.reproduction import runs
-
     asked = []
 
     def measure(suite, metrics):
@@ -158,23 +177,23 @@ def test_an_unfinished_run_is_continued_not_begun_again(reproduced, workplace):
         assert (workplace / "exports" / name / "metadata.json").is_file()
 
 
-def test_finished_runs_and_their_measurements_are_reused(reproduced, workplace, outcome, tmp_path):
-    runs, exports = (snapshot(workplace / name) for name in ("runs", "exports"))
+def test_finished_runs_and_their_measurements_are_reused(
+    reproduced, workplace, outcome, reported, tmp_path
+):
+    before = snapshot(workplace)
     again = reproduction(workplace, output_dir=str(tmp_path / "again"))
     status, printed, errors = outcome(main, *line_of(again))
     assert (status, errors) == (0, "")
-    assert (tmp_path / "again" / "report.html").is_file()
+    ((measured, folder, _, failed),) = reported
+    assert (len(measured), folder, failed) == (2, tmp_path / "again", [])
     assert printed.count(": finished") == 2
     assert ": measuring" not in printed
-    assert snapshot(workplace / "exports") == exports
-    assert snapshot(workplace / "runs") == runs
+    assert snapshot(workplace) == before
 
 
 def test_results_are_only_reused_of_the_same_settings_data_weights_and_versions(
     reproduced, workplace, monkeypatch
 ):
-    from ad_keras.reproduction import runs
-
     config = reproduction(workplace).run_config("full", 0)
 
     def reused(content=None, **changes):
@@ -196,7 +215,7 @@ def test_results_are_only_reused_of_the_same_settings_data_weights_and_versions(
             assert not reused(runs.joblib.hash((train_set, test_set)))
             array.flat[0] = before
     assert reused(runs.joblib.hash((train_set, test_set)))
-    (state,) = config.run_path.glob("checkpoints/recent/step-12.data*")
+    (state,) = config.run_path.glob("checkpoints/recent/step-4.data*")
     kept = state.read_bytes()
     state.write_bytes(kept[:-1] + b"x")
     assert not reused()
@@ -212,13 +231,10 @@ def test_results_are_only_reused_of_the_same_settings_data_weights_and_versions(
 
 
 def test_dreams_compared_in_other_features_than_the_newest_are_measured_again(
-    reproduced, workplace, monkeypatch, tmp_path
+    reproduced, workplace, reported, monkeypatch, tmp_path
 ):
-    from ad_keras.reproduction import runs
-
     measured = []
     monkeypatch.setattr(runs, "_check_data", lambda flags: ())
-    monkeypatch.setattr(runs, "write_report", lambda *_: None)
 
     def measure(flags, config, content):
         measured.append(config.condition)
@@ -233,10 +249,8 @@ def test_dreams_compared_in_other_features_than_the_newest_are_measured_again(
 
 
 def test_a_run_that_fails_is_told_and_the_others_are_reported(
-    reproduced, workplace, outcome, monkeypatch, tmp_path
+    reproduced, workplace, outcome, reported, monkeypatch, tmp_path
 ):
-    from ad_keras.reproduction import runs
-
     def diverge(config):
         raise RunError(f"the run in {config.run_path} diverged.")
 
@@ -250,9 +264,9 @@ def test_a_run_that_fails_is_told_and_the_others_are_reported(
     assert "shapes-wake_only diverged" in errors
     assert f"The report in {tmp_path / 'report'} is of the others" in errors
     assert "shapes-wake_only failed: " in printed
-    text = (tmp_path / "report" / "report.md").read_text()
-    assert "| What is left out? | " in text
-    assert "diverged" in text
+    ((measured, _, _, (failure,)),) = reported
+    assert len(measured) == 1
+    assert "diverged" in failure
     alone = dataclasses.replace(config, conditions=("wake_only",))
     status, _, errors = outcome(main, *line_of(alone))
     assert status == 1
