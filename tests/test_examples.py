@@ -50,21 +50,21 @@ def test_the_angle_is_one_minus_the_cosine(own_part):
 
 
 def test_parts_of_ones_own_train_stop_continue_and_are_exported(
-    own_part, tiny, tmp_path, flags_of, state_of, assert_same_state, capsys
+    own_part, tiny, eagerly, quick_export, tmp_path, flags_of, assert_same_run, capsys
 ):
     import ad_keras
     from ad_keras.errors import UsageError
     from ad_keras.runs.restore import restore_run
     from ad_keras.runs.training import train
 
-    config = tiny(tmp_path, dream_every=1)
-    train(tiny(tmp_path, epochs=1), build=own_part.build)
+    config = tiny(tmp_path, train_examples=16, dream_every=1)
+    train(tiny(tmp_path, train_examples=16, epochs=1), build=own_part.build, export=False)
     own_part.main(["own_part", *flags_of(config)])
     told = capsys.readouterr().out
-    assert "restored after 12 steps, with Angle" in told
-    whole = tiny(tmp_path / "whole", dream_every=1)
-    train(whole, build=own_part.build)
-    assert_same_state(state_of(config.run_dir), state_of(whole.run_dir))
+    assert "restored after 4 steps, with Angle" in told
+    whole = tiny(tmp_path / "whole", train_examples=16)
+    train(whole, build=own_part.build, export=False)
+    assert_same_run(config, whole)
     history = json.loads((Path(config.run_dir) / "history.json").read_text())
     assert 0 < history["2"]["nrem/recovery_loss"] < 2
     assert (Path(config.run_dir) / "figures" / "nrem.png").is_file()
@@ -77,15 +77,15 @@ def test_parts_of_ones_own_train_stop_continue_and_are_exported(
 
 
 def test_plain_keras_tells_the_whole_story_in_few_lines(
-    image_folder, tmp_path, monkeypatch, capsys
+    image_folder, eagerly, tmp_path, monkeypatch, capsys
 ):
     assert len((EXAMPLES / "train_pad.py").read_text().splitlines()) < 80
     monkeypatch.chdir(tmp_path)
     train_pad = example("train_pad")
     monkeypatch.setattr(train_pad, "BATCH", 8)
-    model = train_pad.main(epochs=2, dataset=str(image_folder), filters=4)
-    assert model.step.numpy() == 12
-    assert re.search(r"[\d.]+% before, [\d.]+% after 2 epochs", capsys.readouterr().out)
+    model = train_pad.main(epochs=1, dataset=str(image_folder), filters=4)
+    assert model.step.numpy() == 6
+    assert re.search(r"[\d.]+% before, [\d.]+% after 1 epochs", capsys.readouterr().out)
     picture = np.asarray(Image.open(tmp_path / "dreams.png"))
     assert picture.shape == (3 * 32, 12 * 32, 3)  # there are 12 test images
     assert picture[-32:].std() > 1
