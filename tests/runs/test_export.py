@@ -206,8 +206,8 @@ def test_exporting_again_replaces_everything_and_does_not_change_the_model(model
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(keras.export.ExportArchive, "write_out"), (keras.Model, "save"), (Path, "write_text")],
-    ids=["saved_model", "keras_file", "metadata"],
+    [(keras.Model, "save"), (Path, "write_text")],
+    ids=["keras_file", "metadata"],
 )
 def test_a_failing_export_leaves_the_earlier_one_and_nothing_else(
     quick_export, monkeypatch, model, earlier, owner, name
