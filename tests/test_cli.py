@@ -80,7 +80,7 @@ def test_one_command_line_leaves_nothing_behind_for_the_next():
 
 
 def test_unknown_flag_is_refused_with_the_nearest_names(tmp_path):
-    assert "--coutn is not a flag. Did you mean --count?" in misuse("--coutn=3")
+    assert "--coutn is not a flag of this program. Did you mean --count?" in misuse("--coutn=3")
     assert "--help" in misuse("--zzz=3")
     file = tmp_path / "some.flags"
     file.write_text("--part=a\n")
