@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -62,8 +63,8 @@ def tiny(image_folder):
 def flags_of():
     """Writes a configuration as a command line."""
 
-    def flags(config: Config) -> list[str]:
-        plain, line = Config(), []
+    def flags(config) -> list[str]:
+        plain, line = type(config)(), []
         for name, value in dataclasses.asdict(config).items():
             if isinstance(value, bool):
                 line += [f"--{name}"] * value
@@ -101,6 +102,20 @@ def outcome(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def refusal(outcome):
+    """Runs a program in vain: its error, one line. A wrong use prints nothing else."""
+
+    def run(main, *arguments: str, status: int = 2) -> str:
+        code, out, error = outcome(main, *arguments)
+        assert code == status
+        assert re.fullmatch(r"error: .*[.?]\n", error)
+        assert out == "" or status == 1
+        return error
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def rebuilt():
     """Builds the model of a configuration, but traces it once: later calls begin the first anew."""
@@ -125,6 +140,22 @@ def rebuilt():
         return model
 
     return build
+
+
+@pytest.fixture
+def eagerly(monkeypatch):
+    """Has models run eagerly: tracing takes longer than a few steps."""
+    from ad_keras import PAD
+
+    monkeypatch.setattr(PAD, "run_eagerly", property(lambda _: True, lambda *_: None))
+
+
+@pytest.fixture
+def quick_export(monkeypatch):
+    """Leaves SavedModels, which take long to write, out of exports."""
+    import tensorflow as tf
+
+    monkeypatch.setattr(tf.saved_model, "save", lambda _, folder, __: Path(folder).mkdir())
 
 
 @pytest.fixture(scope="session")
@@ -187,10 +218,11 @@ def state_of():
 
 
 @pytest.fixture(scope="session")
-def assert_same_state():
-    """Compares two states bit by bit."""
+def assert_same_run(state_of):
+    """Compares the newest checkpoints of two runs bit by bit."""
 
-    def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    def same(one: Config, other: Config) -> None:
+        first, second = state_of(one.run_path), state_of(other.run_path)
         assert first.keys() == second.keys()
         assert len(first) > 50
         different = [name for name in first if first[name].tobytes() != second[name].tobytes()]

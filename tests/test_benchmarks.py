@@ -1,11 +1,11 @@
 """The benchmarks run, count what they say they count, and compare like with like."""
 
 import dataclasses
+import importlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +14,12 @@ import pytest
 from ad_keras.runs.config import Config
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-SMALL = ("--base_filters=2", "--latent_dim=4", "--batch_size=8")
 
 
 @pytest.fixture
 def benchmarks(monkeypatch):
     """Lets a test import the files beside each other, as a script does."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-
-
-def program(name: str, *flags: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, BENCHMARKS / name, *flags],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
 
 
 def forward(sizes: list[tuple[int, int, int]]) -> list[int]:
@@ -75,23 +64,37 @@ def test_work_as_pytorch_counts_it(benchmarks, pytorch):
     assert counter.get_total_flops() / 16 == sum(operations.values())
 
 
-def test_measures_and_writes_what_it_prints(tmp_path):
+def test_measures_and_writes_what_it_prints(
+    benchmarks, quick_train, outcome, monkeypatch, tmp_path
+):
+    import measurements
+    import throughput
+
+    def measured(function: str, **settings):  # in this process, where the model is traced once
+        ours, theirs = multiprocessing.Pipe()
+        getattr(measurements, function)(theirs, **settings)
+        return ours.recv()
+
+    monkeypatch.setattr(throughput, "_measure", measured)
+    monkeypatch.setattr(measurements, "train", quick_train)
     output = tmp_path / "figures.json"
 
-    ended = program(
-        "throughput.py",
+    status, printed, _ = outcome(
+        throughput.main,
         "--parts=training,scale",
         "--precision=float32",
         "--rounds=2",
         "--seconds=0.1",
         "--num_images=64",
         "--scale_images=80",
-        "--scale_filters=2",
+        "--scale_filters=4",
+        "--base_filters=4",
+        "--latent_dim=8",
+        "--batch_size=8",
         f"--output={output}",
-        *SMALL,
     )
 
-    assert ended.returncode == 0, ended.stderr
+    assert status == 0
     figures = json.loads(output.read_text())
     assert set(figures["operations_per_image"]) == {"wake", "nrem", "rem"}
     contender = figures["training"]["contenders"]["ad_keras float32"]
@@ -106,8 +109,8 @@ def test_measures_and_writes_what_it_prints(tmp_path):
     assert contender["peak_bytes"] > 50e6
     assert figures["training"]["ratios"] == {}
     for line in ("processor:", "devices: what TensorFlow finds", "work:", "ad_keras float32"):
-        assert line in ended.stdout
-    assert f"{contender['images_per_second']:.0f}" in ended.stdout
+        assert line in printed
+    assert f"{contender['images_per_second']:.0f}" in printed
     cases = figures["scale"]
     assert [(case["images"], case["epochs"]) for case in cases] == [(80, 1), (80, 2), (80, 4)]
     for case in cases:
@@ -131,40 +134,36 @@ def test_beside_pytorch_gpus_are_left_out(benchmarks, monkeypatch, pytorch):
     assert devices == ["-1", "0"]
 
 
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--parts=trainings", "--parts=trainings is not one of training, scale."),
-        ("--precision=float16", "--precision=float16 is not one of float32, mixed_bfloat16."),
-        ("--rounds=0", "--rounds=0 must be at least 1."),
-        ("--seconds=0", "--seconds=0.0 must be above 0."),
-        ("--batch_size=1", "--batch_size=1 must be at least 2."),
-        ("--num_images=63", "--num_images=63 must be a number of at least --batch_size (64)."),
-        ("--scale_images=100,many", "--scale_images=many must be a number of at least"),
-    ],
-)
-def test_wrong_flags(benchmarks, outcome, flag, message):
-    import throughput
+REFUSALS = [
+    ("throughput", "--parts=trainings", "--parts=trainings is not one of training, scale."),
+    ("throughput", "--precision=float16", "=float16 is not one of float32, mixed_bfloat16."),
+    ("throughput", "--rounds=0", "--rounds=0 must be at least 1."),
+    ("throughput", "--seconds=0", "--seconds=0.0 must be above 0."),
+    ("throughput", "--batch_size=1", "--batch_size=1 must be at least 2."),
+    ("throughput", "--num_images=63", "=63 must be a number of at least --batch_size (64)."),
+    ("throughput", "--scale_images=100,many", "=many must be a number of at least"),
+    ("agreement", "--reference=nowhere.npz", "--reference=nowhere.npz is not a recording"),
+    ("agreement", "--peer", "--peer follows a recording: name it with --reference."),
+    ("agreement", "--batch_size=1", "--batch_size=1 is not possible"),
+    ("control", "--condition=dreamless", "--condition=dreamless: value should be one of"),
+    ("control", "--batch_size=1", "--batch_size=1 is not possible"),
+    ("control", "--beside=nowhere", "nowhere is not the folder of a run"),
+]
 
-    status, _, stderr = outcome(throughput.main, flag)
 
-    assert status == 2
-    assert stderr.startswith(f"error: {message}")
-    assert stderr.count("\n") == 1
+@pytest.mark.parametrize(("name", "flag", "message"), REFUSALS)
+def test_wrong_flags_are_refused(benchmarks, refusal, name, flag, message, pytorch):
+    stderr = refusal(importlib.import_module(name).main, flag)
+    assert message in stderr
 
 
 @pytest.mark.parametrize("name", ["throughput", "agreement", "control"])
-def test_says_that_pytorch_is_missing(benchmarks, outcome, monkeypatch, name):
-    import importlib
-
+def test_says_that_pytorch_is_missing(benchmarks, refusal, monkeypatch, name):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     flags = ["--peer"] if name == "throughput" else []
 
-    status, _, stderr = outcome(importlib.import_module(name).main, *flags)
-
-    assert status == 2
+    stderr = refusal(importlib.import_module(name).main, *flags)
     assert 'pip install -e ".[benchmark]"' in stderr
-    assert stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -325,17 +324,3 @@ def test_a_control_leaves_a_run_of_ours_alone(benchmarks, control_config, finish
         )
         with pytest.raises(ValueError, match="holds a run of ad_keras: choose another --run_dir"):
             control.train(config)
-
-
-def test_the_control_refuses_what_cannot_be(benchmarks, control_config, outcome):
-    import control
-
-    for flag, message in (
-        ("--condition=dreamless", "flag --condition=dreamless: value should be one of"),
-        ("--batch_size=1", "--batch_size=1 is not possible"),
-        ("--beside=nowhere", "nowhere is not the folder of a run"),
-    ):
-        status, _, stderr = outcome(control.main, flag)
-        assert status == 2
-        assert message in stderr
-        assert stderr.count("\n") == 1

@@ -35,7 +35,7 @@ def command_line(*arguments: str) -> Small:
     return parse(Small, ["program", *arguments], "python program.py")
 
 
-def refusal(*arguments: str) -> str:
+def misuse(*arguments: str) -> str:
     with pytest.raises(UsageError) as error:
         command_line(*arguments)
     message = str(error.value)
@@ -54,11 +54,7 @@ def test_values_arrive_with_their_types():
 
 def test_other_spellings_of_flags_mean_the_same():
     assert command_line("--count", "5", "-kind=fancy") == command_line("--count=5", "--kind=fancy")
-    assert command_line("--loud=true", "--noloud") == Small()
-
-
-def test_the_later_of_two_flags_wins():
-    assert command_line("--count=5", "--count=6").count == 6
+    assert command_line("--loud=true", "--noloud") == Small()  # the later wins
 
 
 def test_a_repeatable_flag_collects_texts_that_may_hold_commas():
@@ -83,16 +79,12 @@ def test_one_command_line_leaves_nothing_behind_for_the_next():
     assert command_line() == Small()
 
 
-def test_unknown_flag_is_refused_with_the_nearest_names():
-    assert "--coutn is not a flag" in refusal("--coutn=3")
-    assert "Did you mean --count?" in refusal("--coutn=3")
-    assert "--help" in refusal("--zzz=3")
-
-
-def test_unknown_flag_in_a_flagfile_is_refused(tmp_path):
+def test_unknown_flag_is_refused_with_the_nearest_names(tmp_path):
+    assert "--coutn is not a flag of this program. Did you mean --count?" in misuse("--coutn=3")
+    assert "--help" in misuse("--zzz=3")
     file = tmp_path / "some.flags"
     file.write_text("--part=a\n")
-    assert "Did you mean --parts?" in refusal(f"--flagfile={file}")
+    assert "Did you mean --parts?" in misuse(f"--flagfile={file}")
 
 
 @pytest.mark.parametrize("name", ["quick", "quick.flags", "flags/quick.flags"])
@@ -110,7 +102,7 @@ def test_a_flagfile_of_the_package_is_found_where_there_is_no_file(name, tmp_pat
 @pytest.mark.parametrize("name", ["none.flags", "elsewhere/quick.flags", "flags", "~/quick", ""])
 def test_missing_flagfile_is_named_beside_those_of_the_package(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    message = refusal(f"--flagfile={name}")
+    message = misuse(f"--flagfile={name}")
     assert f"--flagfile={name} is not a file" in message
     assert "no_rem, nrem_mixed, quick, rem_before_nrem" in message
 
@@ -119,7 +111,7 @@ def test_a_flagfile_that_names_itself_is_refused(tmp_path):
     first, second = tmp_path / "first.flags", tmp_path / "second.flags"
     first.write_text(f"--flagfile={second}\n")
     second.write_text(f"--flagfile={first}\n")
-    assert f"{first} names itself" in refusal(f"--flagfile={first}")
+    assert f"{first} names itself" in misuse(f"--flagfile={first}")
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +175,8 @@ def test_a_command_is_given_its_flags(outcome):
 
 
 @pytest.mark.parametrize(("name", "advice"), [("trian", "mean train?"), ("zzz", "are train, eval")])
-def test_an_unknown_command_is_refused_with_the_nearest(name, advice, outcome):
-    status, _, error = outcome(commands.run_command, name, "--epochs=0")
-    assert status == 2
+def test_an_unknown_command_is_refused_with_the_nearest(name, advice, refusal):
+    error = refusal(commands.run_command, name, "--epochs=0")
     assert re.fullmatch(rf"error: '{name}' is not a command. .*{re.escape(advice)}.*\n", error)
 
 
@@ -227,7 +218,7 @@ def with_backend(name: str, *words: str) -> subprocess.CompletedProcess:
     ],
 )
 def test_bad_value_is_named(argument, expected):
-    assert expected in refusal(argument)
+    assert expected in misuse(argument)
 
 
 @pytest.mark.parametrize("spelling", ["--help", "-h", "-help"])
@@ -287,10 +278,8 @@ def test_help_does_not_load_tensorflow(module):
 REFUSALS = {
     "train": [
         ("--epohcs=3", "--epochs"),
-        ("--epochs=0", "--epochs=0"),
         ("--nohold_out=1", "--nohold_out=1"),
         ("--dataset=svnh", "Did you mean svhn?"),
-        ("--dataset=svhn_cropped", "Did you mean svhn?"),
         ("--dataset=fashion-mnist", "Did you mean fashion_mnist"),
         ("--dataset=/no/such/folder", "--dataset=/no/such/folder is neither"),
         ("--dataset=", "--dataset= is neither"),
@@ -330,12 +319,6 @@ REFUSALS = {
         ("--epochs=0", "--epochs=0"),
         ("--dataset=cifr10", "Did you mean cifar10"),
     ],
-    "tune": [
-        ("--max_trials=0", "--max_trials=0 is not possible: it must be at least 1"),
-        ("--search=latent", "--search=latent cannot be varied. Did you mean latent_dim"),
-        ("--run_dir=x", "--run_dir=x is not possible: it must be left out: a search has its own"),
-        ("--dataset=cifr10", "Did you mean cifar10"),
-    ],
 }
 
 
@@ -344,26 +327,13 @@ REFUSALS = {
     [(command, *refused) for command, table in REFUSALS.items() for refused in table],
 )
 def test_bad_usage_is_one_line_that_says_what_to_do(
-    command, flags, message, tmp_path, monkeypatch, outcome
+    command, flags, message, tmp_path, monkeypatch, refusal
 ):
     monkeypatch.chdir(tmp_path)
     main = importlib.import_module(f"ad_keras.{command}").main
-    status, out, error = outcome(main, *flags.split())
-    assert (status, out) == (2, "")
-    assert re.fullmatch(r"error: .*\n", error)
+    error = refusal(main, *flags.split())
     assert message in error
     assert list(tmp_path.iterdir()) == []
-
-
-def test_bad_usage_of_a_process_ends_with_status_2():
-    done = subprocess.run(
-        [sys.executable, "-m", "ad_keras.train", "--dataset=svnh"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert re.fullmatch(r"error: --dataset=svnh .*svhn.*\n", done.stderr)
 
 
 @pytest.mark.parametrize(

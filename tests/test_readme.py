@@ -14,7 +14,6 @@ from ad_keras import PAD, cli, dream, export
 from ad_keras.evaluation.config import EvaluateConfig
 from ad_keras.reproduction.config import ReproduceConfig
 from ad_keras.runs.config import Config
-from ad_keras.runs.training import train
 from ad_keras.tuning.config import TuneConfig
 
 ROOT = Path(__file__).parents[1]
@@ -42,10 +41,10 @@ def commands(page: Path) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def workplace(tiny, tmp_path_factory):
+def workplace(finished, tmp_path_factory):
     """A folder in which the README's first command left its export."""
     folder = tmp_path_factory.mktemp("readme")
-    train(tiny(folder, saved_model_dir=str(folder / "saved_models" / "synth_digits")))
+    shutil.copytree(finished[1].export_folder, folder / "saved_models" / "synth_digits")
     return folder
 
 
@@ -55,7 +54,7 @@ def test_the_readme_is_short_and_has_code():
 
 
 @each_page
-def test_code_runs(page, workplace, monkeypatch):
+def test_code_runs(page, workplace, eagerly, monkeypatch):
     assert page.read_text().count("```python\n") == len(snippets(page))
     monkeypatch.chdir(workplace)
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)

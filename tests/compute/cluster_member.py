@@ -1,10 +1,11 @@
-"""One process of a cluster, for all tests of clusters; test_cluster.py runs it.
+"""One process of a cluster; test_cluster.py runs it.
 
-It runs the training command, trains several models from given states, and runs the command again:
-python cluster_member.py <strategy> <logical CPU devices> <names of models>
-<states.npz> <results.npz> <lists of flags as JSON>
+It continues a run, trains the run's model from given states, and begins another run with it:
+python cluster_member.py <strategy> <logical CPU devices> <states.npz> <results.npz>
+<lists of flags as JSON>
 """
 
+import functools
 import json
 import sys
 
@@ -12,36 +13,7 @@ from ad_keras import cli
 from ad_keras import train as program
 from ad_keras.runs.config import Config
 
-BATCH = 12
-PARTS = (("new", 0, 1), ("warm", 100, 108))  # names, first and last steps
-# All that replicas must agree about: noise and mixtures in every phase, masks per mini-batch and
-# per image, losses that compare the images of a mini-batch, memories of one and of several.
-SETTINGS = {
-    "full": {"wake_noise_variance": 0.5, "nrem_memories": "mixed"},
-    "other_parts": {
-        "network": "residual",
-        "mask_per": "image",
-        "perturbation": ("crop", "colour", "occlusion"),
-        "recovery": "contrast",
-        "hippocampus": "reservoir",
-        "hippocampus_capacity": 30,
-        "mixing": "component",
-        "adversary": "hinge",
-        "gradient_penalty_weight": 0.5,
-        "average_weights": 0.9,
-        "glimpse": ("crop", "noise"),
-        "agreement": "vicreg",
-        "agreement_weight": 0.04,
-    },
-}
-
-
-def new_model(name: str, cluster):
-    from ad_keras.runs.build import build_model
-
-    settings = {"base_filters": 4, "latent_dim": 8, "batch_size": BATCH, **SETTINGS[name]}
-    with cluster.strategy.scope():
-        return build_model(Config(**settings))
+BEGINNINGS = {"new": (0, 1), "warm": (100, 108)}  # first and last steps
 
 
 def variables(model) -> list:
@@ -50,24 +22,20 @@ def variables(model) -> list:
     return model.weights + [variable for one in optimizers for variable in one.variables]
 
 
-def fit(model, cluster, first: int, last: int) -> dict[str, float]:
-    """Trains from one step to another; returns the means of the losses."""
+def fit(model, cluster, first: int, last: int) -> dict:
+    """Trains from one step to another: weights, memory and means of the losses.
+
+    Adam's moments are left out: they may be nothing but rounding at first.
+    """
     import numpy as np
 
     from ad_keras import data
 
     images = np.random.default_rng(0).integers(0, 256, (48, 32, 32, 3), np.uint8)
-    batches = cluster.batches(
-        lambda parts, of: data.batches(images, BATCH, 0, first, last, parts, of)
-    )
+    batches = cluster.batches(lambda parts, of: data.batches(images, 8, 0, first, last, parts, of))
     history = model.fit(batches, verbose=0, shuffle=False, steps_per_epoch=last - first).history
-    return {name: values[-1] for name, values in history.items()}
-
-
-def outcome(prefix: str, model, losses: dict[str, float]) -> dict:
-    """Weights, memory and losses. Adam's moments may be nothing but rounding at first."""
-    found = {f"{prefix}/{n}": weight.numpy() for n, weight in enumerate(model.weights)}
-    return found | {f"{prefix}/{loss}": value for loss, value in losses.items()}
+    weights = {str(number): weight.numpy() for number, weight in enumerate(model.weights)}
+    return weights | {name: values[-1] for name, values in history.items()}
 
 
 def run_command(flags: list[str]) -> None:
@@ -75,12 +43,13 @@ def run_command(flags: list[str]) -> None:
     cli.run(program.main)
 
 
-def main(strategy: str, devices: str, names: str, states: str, results: str, commands: str) -> None:
+def main(strategy: str, devices: str, states: str, results: str, commands: str) -> None:
     with cli.quiet_start():
         import numpy as np
         import tensorflow as tf
 
         from ad_keras.compute.cluster import connect
+        from ad_keras.runs import training
 
         tf.config.set_logical_device_configuration(
             tf.config.list_physical_devices("CPU")[0],
@@ -88,16 +57,21 @@ def main(strategy: str, devices: str, names: str, states: str, results: str, com
         )
         cluster = connect(strategy)
     first, *others = json.loads(commands)
+    with cluster.strategy.scope():
+        model = training.build_model(cli.parse(Config, ["train", *first], "train"))
+    # The model is traced once for all that happens here.
+    training.train = functools.partial(training.train, build=lambda _: model)
     run_command(first)
     tf.get_logger().setLevel("ERROR")  # it takes several trainings of a process for a mistake
-    found = {"replicas": cluster.replicas, "refusal": ""}
+    found = {"replicas": cluster.replicas}
     with np.load(states) as given:
-        for name in names.split(","):
-            model = new_model(name, cluster)
-            for beginning, begin, end in PARTS:
-                for number, variable in enumerate(variables(model)):
-                    variable.assign(given[f"{beginning}/{name}/{number}"])
-                found |= outcome(f"{beginning}/{name}", model, fit(model, cluster, begin, end))
+        for beginning in ("warm", "new"):
+            for number, variable in enumerate(variables(model)):
+                variable.assign(given[f"{beginning}/{number}"])
+            trained = fit(model, cluster, *BEGINNINGS[beginning])
+            found |= {f"{beginning}/{name}": value for name, value in trained.items()}
+        for number, variable in enumerate(variables(model)):
+            variable.assign(given[f"new/{number}"])
     try:
         with cluster.strategy.scope():
             model.compile(steps_per_execution=2)

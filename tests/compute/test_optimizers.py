@@ -106,20 +106,6 @@ def test_what_keras_adds_to_every_optimizer_works(arguments):
         np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=5e-7)
 
 
-def test_a_variable_that_is_not_applied_keeps_value_moments_and_count():
-    optimizer, mine = FusedAdam(**PAPER), variables()
-    optimizer.build(mine)
-    apply_some(optimizer, mine, 0, (0, 1, 2))
-    head = mine[2].numpy()
-    state = {v.path: v.numpy() for v in optimizer.variables if "head" in v.path}
-    assert len(state) == 3
-    apply_some(optimizer, mine, 1, (0, 1))
-    np.testing.assert_array_equal(mine[2], head)
-    for variable in optimizer.variables:
-        if "head" in variable.path:
-            np.testing.assert_array_equal(variable, state[variable.path])
-
-
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
 def test_fused_adam_runs_inside_a_graph(jit_compile):
     eager, graph = FusedAdam(**PAPER), FusedAdam(**PAPER)

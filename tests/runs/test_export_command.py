@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import ad_keras
 from ad_keras import export
 from ad_keras.data import load
 from ad_keras.errors import UsageError
-from ad_keras.runs.restore import restore_run
 from ad_keras.runs.training import train
 
 
@@ -25,7 +23,7 @@ def read(folder: Path) -> dict[str, bytes]:
 
 class TestFinishedRun:
     def test_export_of_a_run_is_what_training_exported_and_changes_nothing_in_the_run(
-        self, finished, tmp_path, outcome
+        self, finished, tmp_path, outcome, quick_export
     ):
         config, result = finished
         before = read(Path(config.run_dir))
@@ -50,22 +48,6 @@ class TestFinishedRun:
         assert first == second
         assert read(Path(config.run_dir)) == before
 
-    def test_exported_networks_are_those_of_the_run(self, finished):
-        config, result = finished
-        images = load(config.dataset, "test").images
-        _, model = restore_run(result.run_folder)
-        expected = model(images)
-        served = tf.saved_model.load(str(result.export_folder / "encoder"))
-        outputs = served.signatures["serving_default"](images=tf.constant(images))
-        np.testing.assert_allclose(outputs["latent"], expected["latent"], rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(
-            outputs["external_probability"], expected["external_probability"], rtol=1e-4
-        )
-        generator = tf.saved_model.load(str(result.export_folder / "generator"))
-        rebuilt = generator.signatures["serving_default"](latent=expected["latent"])["images"]
-        pixels = (expected["reconstruction"].numpy() + 1) * 127.5
-        assert np.abs(rebuilt.numpy() - pixels).max() <= 0.51
-
     def test_export_says_where_it_comes_from(self, finished):
         config, result = finished
         said = json.loads((result.export_folder / "metadata.json").read_text())
@@ -76,7 +58,7 @@ class TestFinishedRun:
         assert said["flags"]["base_filters"] == 4
 
     def test_export_goes_where_the_run_was_told_and_that_of_a_copy_elsewhere(
-        self, copied, tmp_path, monkeypatch, outcome
+        self, copied, tmp_path, monkeypatch, outcome, refusal, quick_export
     ):
         monkeypatch.chdir(tmp_path)
         config = dataclasses.replace(copied, saved_model_dir="told")
@@ -88,8 +70,7 @@ class TestFinishedRun:
             shutil.copytree(config.run_dir, folder)
         status, out, _ = outcome(export.main, "--run_dir=copy")
         assert (status, out) == (0, "Encoder and generator after 24 steps: saved_models/copy\n")
-        status, _, error = outcome(export.main, "--run_dir=elsewhere/copy")
-        assert status == 2
+        error = refusal(export.main, "--run_dir=elsewhere/copy")
         assert re.fullmatch(r"error: .*--saved_model_dir\.\n", error)
         assert read(tmp_path / "told") == before
         said = json.loads(Path("saved_models", "copy", "metadata.json").read_text())
@@ -98,7 +79,7 @@ class TestFinishedRun:
 
 class TestUnfinishedRun:
     def test_newest_checkpoint_that_is_not_damaged_is_exported(
-        self, finished, copied, tmp_path, outcome
+        self, finished, copied, tmp_path, outcome, quick_export
     ):
         recent = Path(copied.run_dir, "checkpoints", "recent")
         for file in recent.glob("step-24.*"):
@@ -118,11 +99,9 @@ class TestUnfinishedRun:
         )
         assert any((a != b).any() for a, b in zip(early, late, strict=True))
 
-    def test_run_without_a_checkpoint_is_one_line(self, copied, outcome):
+    def test_run_without_a_checkpoint_is_one_line(self, copied, refusal):
         shutil.rmtree(Path(copied.run_dir, "checkpoints"))
-        status, out, error = outcome(export.main, f"--run_dir={copied.run_dir}")
-        assert (status, out) == (2, "")
-        assert re.fullmatch(r"error: .*\n", error)
+        error = refusal(export.main, f"--run_dir={copied.run_dir}")
         assert f"{copied.run_dir} has no checkpoint yet" in error
         assert not Path(copied.saved_model_dir).exists()
 
@@ -132,9 +111,6 @@ class TestRefusals:
         ("arguments", "expected", "told"),
         [
             ("--run_dir={here}/empty", 2, "{here}/empty is not the folder of a run"),
-            ("--run_dir={here}/none", 2, "{here}/none is not the folder of a run"),
-            ("", 2, "--run_dir is missing"),
-            ("--run_dirs=x", 2, ".*Did you mean --run_dir?"),
             ("--run_dir={here}/file/run", 1, "cannot read or write {here}/file/run"),
             ("--run_dir={run} --saved_model_dir={here}/file/x", 1, "cannot read or write {here}/f"),
             ("--run_dir={run} --saved_model_dir={here}/mine", 2, "{here}/mine holds something"),
@@ -155,7 +131,7 @@ class TestRefusals:
         before = sorted(tmp_path.rglob("*"))
         status, out, error = outcome(export.main, *arguments.format(**places).split())
         assert (status, out) == (expected, "")
-        message = re.escape(told.format(**places)).replace(r"\.\*", ".*")
+        message = re.escape(told.format(**places))
         assert re.fullmatch(rf"error: {message}.*\n", error)
         assert sorted(tmp_path.rglob("*")) == before
 

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from PIL import Image
 from ad_keras import Mixing, VariancePreservingMixing
 from ad_keras.dream import main
 from ad_keras.runs import pictures
-from ad_keras.runs.restore import restore_export, restore_run
+from ad_keras.runs.restore import restore_run
 
 ROWS = (2, 8, 3, 4)  # of the sheet's sections: wake, NREM, REM, walks
 PIXELS, GAP, MARGIN, HEADING = 64, 4, 118, 40
@@ -68,16 +67,9 @@ def memories() -> np.ndarray:
 
 
 @pytest.fixture
-def refusal(outcome):
+def refusal(refusal):
     """Runs the command in vain: its error."""
-
-    def run(*arguments: str, status: int = 2) -> str:
-        code, out, error = outcome(main, *map(str, arguments))
-        assert (code, out) == (status, "")
-        assert re.fullmatch(r"error: .*[.?]\n", error)
-        return error
-
-    return run
+    return functools.partial(refusal, main)
 
 
 def test_a_run_is_drawn_into_its_folder_and_the_paths_are_printed(copied, outcome):
@@ -107,18 +99,6 @@ def test_run_and_export_of_the_same_weights_give_the_same_pictures_unless_the_se
     for name in ("sheet.png", "walk.gif"):
         assert Path("dreams", name).read_bytes() == Path("run", name).read_bytes()
     assert (rows_of(sheet_of(Path("run")))[0] != rows_of(sheet_of(Path("other")))[0]).any()
-
-
-def test_a_restored_export_is_the_model_of_the_run(finished):
-    config, result = finished
-    restored, model = restore_export(result.export_folder)
-    _, expected = restore_run(result.run_folder)
-    assert restored == config
-    assert model.step.numpy() == expected.step.numpy() > 0
-    for network in ("encoder", "generator"):
-        weights = getattr(model, network).get_weights()
-        for mine, theirs in zip(weights, getattr(expected, network).get_weights(), strict=True):
-            np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.fixture
@@ -269,25 +249,11 @@ def test_a_gif_of_larger_images_stays_small(side, tmp_path):
     assert (tmp_path / "walk.gif").stat().st_size < 2_000_000
 
 
-def test_one_model_has_to_be_named(finished, refusal):
-    _, result = finished
-    assert "--run_dir" in refusal()
-    assert "--run_dir" in refusal(
-        f"--run_dir={result.run_folder}", f"--export={result.export_folder}"
-    )
-
-
 def test_other_folders_are_refused(finished, tmp_path, refusal):
     _, result = finished
     assert "not the folder of a run" in refusal(f"--run_dir={result.export_folder}")
-    assert "not the folder of a run" in refusal(f"--run_dir={tmp_path / 'none'}")
     assert "not an export" in refusal(f"--export={result.run_folder}")
     assert "not an export" in refusal(f"--export={tmp_path / 'none'}")
-
-
-def test_a_run_without_a_checkpoint_is_refused(copied, refusal):
-    shutil.rmtree(copied.run_path / "checkpoints")
-    assert "no checkpoint" in refusal(f"--run_dir={copied.run_dir}")
 
 
 @pytest.mark.parametrize("lost", ["metadata.json", "flags", "generator", "variables"])
@@ -309,7 +275,6 @@ def test_an_export_that_lacks_a_part_is_refused(lost, finished, tmp_path, refusa
 
 def test_wrong_pictures_are_refused(finished, tmp_path, refusal):
     run = f"--run_dir={finished[1].run_folder}"
-    assert "--dataset=svnh" in refusal(run, "--dataset=svnh")
     (tmp_path / "empty").mkdir()
     assert "no images" in refusal(run, f"--dataset={tmp_path / 'empty'}")
     save_pictures(tmp_path / "few", 5)
@@ -319,8 +284,3 @@ def test_wrong_pictures_are_refused(finished, tmp_path, refusal):
     (tmp_path / "few" / "broken.png").write_bytes(b"not a picture")
     error = refusal(run, f"--dataset={tmp_path / 'few'}", "--num_images=4", status=1)
     assert "broken.png" in error
-
-
-@pytest.mark.parametrize("argument", ["--num_images=3", "--seed=-1"])
-def test_wrong_numbers_are_refused(argument, finished, refusal):
-    assert argument in refusal(f"--run_dir={finished[1].run_folder}", argument)

@@ -2,15 +2,12 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
-import functools
 import json
 import os
 import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -135,11 +132,6 @@ def plain(tiny, quick_train, tmp_path_factory):
 
 
 class TestRecords:
-    def test_flags_are_saved(self, finished):
-        config, result = finished
-        saved = (result.run_folder / "flags.json").read_text()
-        assert type(config).from_json(saved) == config
-
     def test_history_has_losses_and_probe_of_every_epoch(self, finished):
         _, result = finished
         assert json.loads((result.run_folder / "history.json").read_text()) == result.history
@@ -155,7 +147,7 @@ class TestRecords:
         config, result = finished
         assert result.history["0"][PROBE] == probe_accuracy(config, rebuilt(config).encoder)
 
-    def test_losses_are_logged_at_their_steps(self, finished):
+    def test_losses_rates_and_probes_are_logged_at_their_steps(self, finished):
         _, result = finished
         found = events(result.run_folder)
         assert found.keys() >= LOSSES | {"images_per_second"}
@@ -167,17 +159,12 @@ class TestRecords:
                 expected = result.history[str(epoch)][tag]
                 assert logged[6 * epoch] == pytest.approx(expected, rel=1e-6)
         assert min(scalars(result.run_folder, "images_per_second").values()) > 0
-
-    def test_probe_is_logged_at_its_step(self, finished):
-        _, result = finished
-        logged = scalars(result.run_folder, PROBE)
-        assert sorted(logged) == [0, 6, 12, 18, 24]
-        for step, accuracy in logged.items():
-            assert accuracy == pytest.approx(result.history[str(step // 6)][PROBE])
-
-    def test_epoch_is_logged_beside_the_step(self, finished):
-        logged = scalars(finished[1].run_folder, "epoch")
+        logged = scalars(result.run_folder, "epoch")
         assert logged == {step: pytest.approx(step / 6) for step in range(2, 25, 2)}
+        logged = scalars(result.run_folder, PROBE)
+        assert logged == {
+            step: pytest.approx(result.history[str(step // 6)][PROBE]) for step in range(0, 25, 6)
+        }
 
     def test_dreams_and_latents_are_logged_at_their_steps(self, finished):
         _, result = finished
@@ -264,34 +251,47 @@ class TestRecords:
     def test_pictures_and_probes_come_every_so_many_epochs_and_at_the_end(
         self, tiny, tmp_path, quick_train
     ):
-        result = quick_train(tiny(tmp_path, epochs=5, dream_every=2, probe_every=3))
+        # The whole data set is one mini-batch, and an epoch one step.
+        config = tiny(tmp_path, train_examples=8, epochs=5, dream_every=2, probe_every=3)
+        result = quick_train(config)
         probed = [epoch for epoch, entry in result.history.items() if PROBE in entry]
         assert probed == ["0", "3", "5"]
         shown = [step for step, _ in events(result.run_folder)["dreams/rem"]]
-        assert shown == [0, 12, 24, 30]
+        assert shown == [0, 2, 4, 5]
+        assert newest_step(config.run_path) == 5
 
 
 class TestRepeatability:
-    def test_same_flags_give_the_same_bits(self, finished, plain, state_of, assert_same_state):
-        assert_same_state(state_of(plain[0].run_dir), state_of(finished[0].run_dir))
+    def test_same_flags_give_the_same_bits(self, finished, plain, assert_same_run):
+        assert_same_run(plain[0], finished[0])
 
-    def test_another_seed_gives_other_weights(self, plain, tiny, tmp_path, quick_train, state_of):
-        other = tiny(tmp_path, epochs=4, seed=1)
-        quick_train(other)
-        first, second = state_of(other.run_dir), state_of(plain[0].run_dir)
-        kernels = [name for name in first if first[name].ndim > 1]
-        assert kernels
-        assert all((first[name] != second[name]).any() for name in kernels)
+    def test_another_seed_gives_other_weights_and_another_order_of_images(
+        self, plain, tiny, rebuilt, tmp_path, quick_train
+    ):
+        new = build_model(tiny(tmp_path, seed=1))
+        same = rebuilt(plain[0])
+        for network in ("encoder", "generator"):
+            pairs = zip(getattr(new, network).weights, getattr(same, network).weights, strict=True)
+            assert all((one.numpy() != two.numpy()).any() for one, two in pairs if one.ndim > 1)
+        losses = []
+        for seed in (0, 1):  # of a model that begins the same
+            config = tiny(tmp_path / str(seed), seed=seed, epochs=1)
+            history = quick_train(config, build=lambda _: rebuilt(plain[0])).history
+            losses.append(history["1"]["wake/reconstruction_loss"])
+        assert losses[0] == plain[1].history["1"]["wake/reconstruction_loss"] != losses[1]
 
-    def test_larger_images_train_in_bfloat16_and_exports_are_float32(self, tiny, tmp_path):
+    def test_larger_images_train_in_bfloat16_and_are_restored_in_float32(
+        self, tiny, eagerly, tmp_path
+    ):
         changes = {"precision": "mixed_bfloat16", "image_size": 64, "epochs": 1, "dream_every": 1}
-        result = train(tiny(tmp_path, **changes))
-        encoder = ad_keras.load_encoder(result.export_folder)
-        assert encoder.inputs[0].shape == (None, 64, 64, 3)
-        assert {weight.dtype for weight in encoder.weights} == {"float32"}
-        assert all(layer.compute_dtype == "float32" for layer in encoder.layers[1:])
+        config = tiny(tmp_path, train_examples=8, **changes)
+        result = train(config, export=False)
+        assert all(np.isfinite(value) for value in result.history["1"].values())
         page = np.asarray(Image.open(result.run_folder / "figures" / "wake.png"))
         assert page.std() > 10
+        encoder = restore_run(result.run_folder)[1].encoder
+        assert encoder.inputs[0].shape == (None, 64, 64, 3)
+        assert all(layer.compute_dtype == "float32" for layer in encoder.layers[1:])
 
 
 class TestData:
@@ -302,7 +302,7 @@ class TestData:
         loose.mkdir(parents=True)
         for number, file in enumerate(sorted((image_folder / "train").rglob("*.png"))):
             shutil.copy(file, loose / f"{number}.png")
-        config = tiny(tmp_path, dataset=str(loose.parent), dream_every=1, probe_every=1)
+        config = tiny(tmp_path, dataset=str(loose.parent), epochs=1, dream_every=1, probe_every=1)
         status, out, error = quick_command(config)
         assert (status, error) == (0, "")
         assert "no labels" in out
@@ -324,13 +324,8 @@ class TestData:
         assert restore_run(result.run_folder)[1].step.numpy() == 3
         assert len((result.run_folder / "logs" / "latents.tsv").read_text().splitlines()) == 2
 
-    def test_whole_data_set_can_be_one_mini_batch(self, tiny, tmp_path, quick_train):
-        config = tiny(tmp_path, train_examples=8, dream_every=1)
-        assert list(quick_train(config).history) == ["0", "1", "2"]
-        assert newest_step(config.run_path) == 2
-
     def test_held_out_images_have_no_part_in_training(
-        self, image_folder, tiny, tmp_path, quick_train, state_of, assert_same_state
+        self, image_folder, tiny, tmp_path, quick_train, state_of, assert_same_run
     ):
         rows = validation_split(48, 0)[1]
         other = shutil.copytree(image_folder, tmp_path / "other")
@@ -345,21 +340,22 @@ class TestData:
             axis=(1, 2, 3)
         )
         np.testing.assert_array_equal(np.flatnonzero(changed), rows)
-        states, steps = [], []
+        configs, steps = [], []
         for hold_out in (True, False):
             for name, images in (("first", image_folder), ("second", other)):
                 folder = tmp_path / f"{name}-{hold_out}"
                 config = tiny(folder, dataset=str(images), hold_out=hold_out, epochs=1)
                 quick_train(config)
-                states.append(state_of(config.run_dir))
+                configs.append(config)
                 steps.append(newest_step(config.run_path))
-        assert_same_state(states[0], states[1])
-        different = [name for name in states[2] if (states[2][name] != states[3][name]).any()]
+        assert_same_run(configs[0], configs[1])
+        first, second = (state_of(config.run_path) for config in configs[2:])
+        different = [name for name in first if (first[name] != second[name]).any()]
         assert len(different) > 50
         assert steps == [5, 5, 6, 6]  # 43 of 48 images are five mini-batches of eight
 
     def test_run_with_images_held_out_probes_on_them_and_continues_to_the_same_bits(
-        self, tiny, tmp_path, quick_train, state_of, assert_same_state
+        self, tiny, tmp_path, quick_train, assert_same_run
     ):
         whole, parts = tiny(tmp_path / "a", hold_out=True), tiny(tmp_path / "b", hold_out=True)
         quick_train(whole)
@@ -367,67 +363,50 @@ class TestData:
         encoder = restore_run(result.run_folder)[1].encoder
         assert result.history["1"][PROBE] == probe_accuracy(parts, encoder)
         quick_train(parts)
-        assert_same_state(state_of(parts.run_dir), state_of(whole.run_dir))
+        assert_same_run(parts, whole)
         with pytest.raises(UsageError, match="--hold_out was True and is False"):
             train(dataclasses.replace(parts, hold_out=False))
-
-    def test_run_from_before_images_could_be_held_out_continues(self, copied, quick_train):
-        file = Path(copied.run_dir, "flags.json")
-        flags = json.loads(file.read_text())
-        del flags["hold_out"]
-        file.write_text(json.dumps(flags))
-        assert list(quick_train(dataclasses.replace(copied, epochs=5)).history)[-1] == "5"
-        assert restore_run(Path(copied.run_dir))[0].hold_out is False
 
     @pytest.mark.parametrize(
         ("flag", "expected"),
         [
             ("--batch_size=49", "--batch_size=49 is more than the 48 training images"),
-            ("--batch_size=1", "--batch_size=1 is not possible"),
-            ("--batch_size=-8", "--batch_size=-8 is not possible"),
             ("--train_examples=49", "--train_examples=49 is more than the 48 training images"),
-            ("--train_examples=-1", "--train_examples=-1 is not possible"),
             ("--train_examples=4", "--batch_size=8 is more than the 4 training images"),
             ("--batch_size=44 --hold_out", "--batch_size=44 is more than the 43 training images"),
-            ("--image_size=33", "--image_size=33 is not possible"),
         ],
     )
     def test_sizes_that_do_not_fit_the_data_are_one_line(
-        self, flag, expected, tiny, tmp_path, flags_of, outcome
+        self, flag, expected, tiny, tmp_path, flags_of, refusal
     ):
-        status, _, error = outcome(program.main, *flags_of(tiny(tmp_path)), *flag.split())
-        assert status == 2
-        assert re.fullmatch(r"error: .*\n", error)
+        error = refusal(program.main, *flags_of(tiny(tmp_path)), *flag.split())
         assert expected in error
         assert not (tmp_path / "run" / "checkpoints").exists()
 
-    def test_broken_image_is_one_line(self, image_folder, tiny, tmp_path, flags_of, outcome):
+    def test_broken_image_is_one_line(self, image_folder, tiny, tmp_path, flags_of, refusal):
         copy = shutil.copytree(image_folder, tmp_path / "images")
         broken = copy / "train" / "dog" / "07.png"
         broken.write_bytes(broken.read_bytes()[:100])
         config = tiny(tmp_path, dataset=str(copy))
-        status, _, error = outcome(program.main, *flags_of(config))
-        assert status == 1
-        assert re.fullmatch(r"error: .*\n", error)
+        error = refusal(program.main, *flags_of(config), status=1)
         assert str(broken) in error
 
 
 class TestDivergence:
     def test_loss_that_is_not_finite_stops_and_names_phase_step_and_checkpoint(
-        self, tiny, tmp_path, flags_of, outcome, monkeypatch, state_of
+        self, tiny, eagerly, tmp_path, flags_of, refusal, monkeypatch, state_of
     ):
-        config = tiny(tmp_path, checkpoint_every=2)
+        options = {"phases": ("wake", "nrem"), "train_examples": 16, "epochs": 3}
+        config = tiny(tmp_path, **options)
         step = tf.Variable(0)
 
         def poisoned(self, replayed, recovered):
-            return tf.where(step.assign_add(1) == 9, np.nan, tf.reduce_mean(recovered**2))
+            return tf.where(step.assign_add(1) == 3, np.nan, tf.reduce_mean(recovered**2))
 
         monkeypatch.setattr(ad_keras.LatentDistance, "__call__", poisoned)
-        status, _, error = outcome(program.main, *flags_of(config))
-        assert status == 1
-        assert re.fullmatch(r"error: .*\n", error)
-        assert "nrem/recovery_loss became nan at step 9 (epoch 2)" in error
-        last = Path(config.run_dir, "checkpoints", "recent", "step-8")
+        error = refusal(program.main, *flags_of(config), status=1)
+        assert "nrem/recovery_loss became nan at step 3 (epoch 2)" in error
+        last = Path(config.run_dir, "checkpoints", "recent", "step-2")
         assert f"last good checkpoint is {last}" in error
         assert "--encoder_learning_rate" in error
         assert all(
@@ -435,7 +414,7 @@ class TestDivergence:
             for value in state_of(config.run_dir).values()
             if value.dtype.kind == "f"
         )
-        assert restore_run(Path(config.run_dir))[1].step.numpy() == 8
+        assert newest_step(config.run_path) == 2
 
     def test_weight_that_is_not_finite_is_not_saved(self, tiny, tmp_path, quick_train):
         config = tiny(tmp_path, epochs=3)
@@ -448,7 +427,7 @@ class TestDivergence:
         callback = keras.callbacks.LambdaCallback(on_epoch_begin=spoil)
         with pytest.raises(RunError, match=r"step-12"):
             quick_train(config, [callback])
-        assert restore_run(Path(config.run_dir))[1].step.numpy() == 12
+        assert newest_step(config.run_path) == 12
 
     def test_latents_that_overflow_are_one_line(self, tiny, tmp_path, quick_train, monkeypatch):
         def overflowing(encoder, images):
@@ -498,11 +477,9 @@ class TestOtherFailures:
 
 class TestCallbacks:
     def test_callbacks_see_one_training_of_a_run_that_stopped_within_an_epoch(
-        self, finished, tmp_path, quick_train, state_of, assert_same_state
+        self, finished, tiny, tmp_path, quick_train, assert_same_run
     ):
-        config = dataclasses.replace(
-            finished[0], run_dir=str(tmp_path / "run"), saved_model_dir=str(tmp_path / "export")
-        )
+        config = tiny(tmp_path, epochs=4, probe_every=1)
         first, second = StopAt(15), StopAt()
         result = quick_train(config, [first])
         assert first.told == ["begin", 0, 1, 2, "end"]
@@ -511,7 +488,7 @@ class TestCallbacks:
         result = quick_train(config, [second])
         assert second.told == ["begin", 2, 3, "end"]
         assert result.history == finished[1].history
-        assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
+        assert_same_run(config, finished[0])
 
     def test_run_can_be_stopped_early_by_its_probe_and_ends_in_order(
         self, tiny, tmp_path, quick_train
@@ -519,18 +496,19 @@ class TestCallbacks:
         stop = keras.callbacks.EarlyStopping(
             "ridge_probe/validation_accuracy", mode="max", baseline=1.5, patience=2
         )
-        config = tiny(tmp_path, epochs=9, probe_every=1, dream_every=3)
+        config = tiny(tmp_path, epochs=9, probe_every=1, dream_every=3, train_examples=8)
         result = quick_train(config, [stop])
         assert list(result.history) == ["0", "1", "2"]
-        assert [step for step, _ in events(result.run_folder)["dreams/rem"]] == [0, 12]
-        assert sorted(scalars(result.run_folder, "ridge_" + PROBE)) == [0, 6, 12]
+        assert [step for step, _ in events(result.run_folder)["dreams/rem"]] == [0, 2]
+        assert sorted(scalars(result.run_folder, "ridge_" + PROBE)) == [0, 1, 2]
 
     def test_last_probe_of_a_run_that_stops_early_is_made(self, tiny, tmp_path, quick_train):
         result = quick_train(tiny(tmp_path, epochs=9), [StopAt(12)])
         assert [epoch for epoch, entry in result.history.items() if PROBE in entry] == ["0", "2"]
 
-    def test_training_works_in_a_thread(self, tiny, tmp_path):
-        config = tiny(tmp_path, epochs=1, phases=("wake",), external_weight=0.0)
+    def test_training_works_in_a_thread(self, tiny, eagerly, tmp_path):
+        options = {"phases": ("wake",), "external_weight": 0.0, "train_examples": 8}
+        config = tiny(tmp_path, epochs=1, **options)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             result = pool.submit(train, config, export=False).result()
         # Phases and losses that there are not are not logged.
@@ -542,7 +520,7 @@ class TestCallbacks:
 
 def with_sgd(config):
     model = build_model(config)
-    model.compile(keras.optimizers.SGD(0.01), keras.optimizers.SGD(0.01))
+    model.compile(keras.optimizers.SGD(0.01), keras.optimizers.SGD(0.01), run_eagerly=True)
     return model
 
 
@@ -551,16 +529,15 @@ def with_more_filters(config):
 
 
 @pytest.fixture(scope="module")
-def own(tiny, rebuilt, quick_train, tmp_path_factory):
+def own(tiny, tmp_path_factory):
     """Configuration of a run of a model that the flags do not describe."""
-    config = tiny(tmp_path_factory.mktemp("own"), epochs=1)
-    build = functools.partial(rebuilt, build_model=with_sgd)
-    quick_train(config, build=build, export=True)
+    config = tiny(tmp_path_factory.mktemp("own"), epochs=1, train_examples=8)
+    train(config, build=with_sgd)
     return config
 
 
 class TestOwnModel:
-    def test_model_of_ones_own_is_trained_restored_and_continued(self, own, rebuilt, quick_train):
+    def test_model_of_ones_own_is_trained_restored_and_continued(self, own):
         config, model = restore_run(own.run_dir, build=with_sgd)
         assert config == own
         assert isinstance(model.encoder_optimizer, keras.optimizers.SGD)
@@ -570,8 +547,8 @@ class TestOwnModel:
             for first, second in zip(*weights, strict=True):
                 np.testing.assert_array_equal(first, second)
         longer = dataclasses.replace(own, epochs=2)
-        build = functools.partial(rebuilt, build_model=with_sgd)
-        assert list(quick_train(longer, build=build).history) == ["0", "1", "2"]
+        history = train(longer, build=with_sgd, export=False).history
+        assert list(history) == ["0", "1", "2"]
 
     @pytest.mark.parametrize(
         ("build", "told"),
@@ -590,14 +567,13 @@ class TestOwnModel:
             restore_run(own.run_dir, build=build)
         assert Path(own.run_dir, "model.json").read_bytes() == before
 
-    def test_commands_say_how_to_restore_it(self, own, outcome):
+    def test_commands_say_how_to_restore_it(self, own, refusal):
         for main, flag, call in (
             (export.main, f"--run_dir={own.run_dir}", "restore_run"),
             (dream.main, f"--run_dir={own.run_dir}", "restore_run"),
             (dream.main, f"--export={own.saved_model_dir}", "restore_export"),
         ):
-            status, out, error = outcome(main, flag)
-            assert (status, out) == (2, "")
+            error = refusal(main, flag)
             assert re.fullmatch(
                 rf"error: .*parts of its own.*{call}\(folder, build=\.\.\.\).\n", error
             )
@@ -618,13 +594,13 @@ class TestDisk:
         assert str(tmp_path) in error
 
     def test_run_goes_on_once_there_is_room_again(
-        self, finished, tiny, tmp_path, quick_train, state_of, assert_same_state
+        self, finished, tiny, tmp_path, quick_train, assert_same_run
     ):
         config = tiny(tmp_path, epochs=4)
         with largest_file(20_000), pytest.raises(RunError, match="cannot save a checkpoint"):
             quick_train(config)
         quick_train(config)
-        assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
+        assert_same_run(config, finished[0])
 
     def test_export_that_fails_is_one_line_and_leaves_the_earlier_one(
         self, copied, flags_of, outcome, monkeypatch
@@ -644,64 +620,17 @@ class TestDisk:
         assert Path(copied.saved_model_dir, "encoder.keras").read_text() == "earlier"
         assert list(Path(copied.saved_model_dir).parent.glob(".*partial*")) == []
 
-    def test_history_that_cannot_be_written_is_one_line(
-        self, tiny, tmp_path, quick_command, monkeypatch
-    ):
-        def refuse(path, text):
-            raise OSError(errno.EROFS, "Read-only file system", str(path))
-
-        monkeypatch.setattr(reports, "write_atomically", refuse)
-        status, _, error = quick_command(tiny(tmp_path))
-        assert status == 1
-        assert re.fullmatch(r"error: .*history\.json: Read-only file system.*\n", error)
-
     @pytest.mark.parametrize("flag", ["run_dir", "saved_model_dir"])
     def test_folder_that_cannot_be_made_is_one_line_before_training(
-        self, flag, tiny, tmp_path, flags_of, outcome
+        self, flag, tiny, tmp_path, flags_of, refusal
     ):
         (tmp_path / "file").write_text("")
         config = tiny(tmp_path, **{flag: str(tmp_path / "file" / "x")})
-        status, out, error = outcome(program.main, *flags_of(config))
-        assert (status, out) == (1, "")
+        error = refusal(program.main, *flags_of(config), status=1)
         assert re.fullmatch(rf"error: cannot read or write {tmp_path}/file.*\n", error)
 
 
 class TestCommandLine:
-    def test_process_is_quiet_and_ends_with_where_everything_is(
-        self, finished, tiny, tmp_path, flags_of, state_of, assert_same_state
-    ):
-        # Without effect on a CPU.
-        config = tiny(tmp_path, epochs=4, dream_every=2, deterministic=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "ad_keras.train", *flags_of(config)],
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-        assert done.returncode == 0
-        assert done.stderr == ""
-        progress, summary = done.stdout.rstrip().split("\n\n")
-        lines = progress.splitlines()
-        assert lines[0::2] == [f"Epoch {epoch}/4" for epoch in range(1, 5)]
-        for line in lines[1::2]:
-            assert re.search(r"images/s: \d+.* wake: .* kl: .* nrem: .* rem: ", line), line
-        assert "linear probe" in summary.lower()
-        scores = re.findall(r"(\d+\.\d)%", summary)
-        before, after = (finished[1].history[epoch][PROBE] for epoch in "04")
-        assert scores[:2] == [f"{100 * before:.1f}", f"{100 * after:.1f}"]
-        assert "4 epochs" in summary
-        named = dict(
-            re.fullmatch(r"([\w ]+): (?:tensorboard --logdir=)?(.*)", line).groups()
-            for line in summary.splitlines()
-            if str(tmp_path) in line
-        )
-        assert Path(named["Encoder and generator"], "encoder.keras").is_file()
-        assert Path(named["Dreams"]).is_file()
-        assert list(Path(named["Watch"]).glob("events.*"))
-        assert "tensorboard --logdir=" in summary
-        # Another process, other reports on the way: still the same bits.
-        assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
-
     def test_pictures_that_were_never_made_are_not_promised(
         self, tiny, tmp_path, quick_train, quick_command
     ):
@@ -730,16 +659,7 @@ class TestCommandLine:
         ("number", "status", "step"), [(signal.SIGTERM, 143, 4), (signal.SIGINT, 130, 6)]
     )
     def test_interrupted_step_is_finished_saved_and_continued_from(
-        self,
-        number,
-        status,
-        step,
-        tiny,
-        tmp_path,
-        quick_train,
-        finished,
-        state_of,
-        assert_same_state,
+        self, number, status, step, tiny, tmp_path, quick_train, finished, assert_same_run
     ):
         config = tiny(tmp_path, epochs=4, overwrite=True, log_every=1)
         interrupt = keras.callbacks.LambdaCallback(
@@ -758,11 +678,11 @@ class TestCommandLine:
         result = quick_train(dataclasses.replace(config, overwrite=False))
         for epoch, entry in result.history.items():
             assert (epoch == "0") or entry.keys() >= LOSSES
-        assert_same_state(state_of(config.run_dir), state_of(finished[0].run_dir))
+        assert_same_run(config, finished[0])
 
 
 def test_run_in_its_default_place_stays_in_the_working_directory(
-    tiny, tmp_path, quick_train, monkeypatch, image_folder
+    tiny, tmp_path, quick_train, quick_export, monkeypatch, image_folder
 ):
     monkeypatch.chdir(tmp_path)
     config = tiny(tmp_path, run_dir=None, saved_model_dir=None, epochs=1)
@@ -771,18 +691,6 @@ def test_run_in_its_default_place_stays_in_the_working_directory(
     assert result.run_folder.resolve() == tmp_path / "runs" / name
     assert result.export_folder.resolve() == tmp_path / "saved_models" / name
     assert sorted(os.listdir(tmp_path)) == ["runs", "saved_models"]
-
-
-def test_images_that_are_not_there_are_one_line(tiny, tmp_path):
-    with pytest.raises(UsageError, match="has no folder 'train'"):
-        train(tiny(tmp_path, dataset=str(tmp_path)))
-
-
-def eagerly(config):
-    """Tracing takes longer than the few steps of a tiny run."""
-    model = build_model(config)
-    model.run_eagerly = True
-    return model
 
 
 class Rates(keras.callbacks.Callback):
@@ -797,20 +705,20 @@ class Rates(keras.callbacks.Callback):
         self.seen[int(self.model.step.numpy()) - 1] = [float(o.learning_rate) for o in optimizers]
 
 
-def test_a_scheduled_run_continues_bit_for_bit(tiny, tmp_path, state_of, assert_same_state):
+def test_a_scheduled_run_continues_bit_for_bit(tiny, eagerly, tmp_path, state_of, assert_same_run):
     options = {"schedule": "cosine", "warmup_epochs": 0.34, "encoder_learning_rate": 1e-3}
     options |= {"phases": ("wake", "rem"), "epochs": 1, "train_examples": 24}
     options |= {"average_weights": 0.9}
     whole, parts = (tiny(tmp_path / place, **options) for place in ("whole", "parts"))
     seen = [Rates(), Rates(), Rates()]
-    train(whole, [seen[0]], build=eagerly, export=False)
+    train(whole, [seen[0]], export=False)
     for stop in (StopAt(1), StopAt()):
-        train(parts, [stop, seen[1]], build=eagerly, export=False)
+        train(parts, [stop, seen[1]], export=False)
     expected = np.outer([0, 1, 0.5], [1e-3, 2e-4])  # by step: warm-up, then half a cosine
     assert list(seen[0].seen) == [0, 1, 2]
     np.testing.assert_allclose(list(seen[0].seen.values()), expected, rtol=1e-5, atol=1e-12)
     assert seen[1].seen == seen[0].seen
-    assert_same_state(state_of(parts.run_path), state_of(whole.run_path))
+    assert_same_run(parts, whole)
     # What is looked at are the averages.
     model = restore_run(whole.run_path)[1]
     averages = {
@@ -823,7 +731,7 @@ def test_a_scheduled_run_continues_bit_for_bit(tiny, tmp_path, state_of, assert_
     described = export_metadata(*restore_run(whole.run_path))["model"]["encoder_optimizer"]
     assert described["config"]["learning_rate"] == pytest.approx(1e-3)
     # For longer, the rates are those of the longer cosine.
-    train(dataclasses.replace(parts, epochs=2), [seen[2]], build=eagerly, export=False)
+    train(dataclasses.replace(parts, epochs=2), [seen[2]], export=False)
     share = (1 + np.cos(np.pi * np.array([2, 3, 4]) / 5)) / 2
     found = np.array(list(seen[2].seen.values()))
     np.testing.assert_allclose(found, np.outer(share, [1e-3, 2e-4]), rtol=1e-5)

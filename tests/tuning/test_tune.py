@@ -9,13 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
-from ad_keras import data
+from ad_keras import PAD, data
 from ad_keras.cli import parse
 from ad_keras.errors import Interrupted, RunError, UsageError
 from ad_keras.runs import callbacks
@@ -85,13 +86,10 @@ def settings(image_folder):
     return flags
 
 
-def as_line(flags: TuneConfig) -> list[str]:
-    """Flags as a command line."""
-    plain, line = dataclasses.asdict(TuneConfig()), []
-    for name, value in dataclasses.asdict(flags).items():
-        if value != plain[name]:
-            line.append(f"--{name}={','.join(value) if isinstance(value, tuple) else value}")
-    return line
+@pytest.fixture
+def command(outcome, flags_of):
+    """Runs the command: its exit status, stdout and stderr."""
+    return lambda flags, *more: outcome(main, *flags_of(flags), *more)
 
 
 def table(flags: TuneConfig) -> dict[str, list[str]]:
@@ -178,13 +176,11 @@ class TestFlags:
         ],
     )
     def test_wrong_flags_are_one_line(
-        self, flag, message, outcome, image_folder, tmp_path, monkeypatch
+        self, flag, message, refusal, image_folder, tmp_path, monkeypatch
     ):
         shutil.copytree(image_folder / "train" / "cat", tmp_path / "loose" / "train")
         monkeypatch.chdir(tmp_path)
-        status, printed, error = outcome(main, *flag.split())
-        assert (status, printed) == (2, "")
-        assert re.fullmatch(r"error: .*\n", error)
+        error = refusal(main, *flag.split())
         assert message in error
         assert os.listdir(tmp_path) == ["loose"]
 
@@ -305,19 +301,19 @@ class TestBest:
 
 class TestContinuing:
     def test_finished_search_trains_nothing_more_and_says_where_everything_is(
-        self, settings, tmp_path, trainings, outcome
+        self, settings, tmp_path, trainings, command
     ):
         trained, flags = trainings(), settings(tmp_path, retrain=1)
         search.search(flags)
         count = len(trained)
-        status, printed, error = outcome(main, *as_line(flags))
+        status, printed, error = command(flags)
         assert (status, error, len(trained)) == (0, "", count)
         assert "best first (4 finished, 0 failed)" in printed
         assert "(untuned)" in printed
         (file,) = re.findall(r"ad_keras\.train --flagfile=(.*)", printed)
         assert Path(file).is_file()
         (flags.run_path / "oracle" / "oracle.json").write_text("{")
-        status, _, error = outcome(main, *as_line(flags))
+        status, _, error = command(flags)
         assert status == 2
         assert re.fullmatch(r"error: .*--overwrite.*\n", error)
 
@@ -346,7 +342,7 @@ class TestContinuing:
         assert os.listdir(flags.run_path / "trials") == ["000"]
 
     def test_interruption_repeats_only_the_run_it_was_in(
-        self, settings, tmp_path, trainings, outcome
+        self, settings, tmp_path, trainings, command
     ):
         stops = ["000", "002", "003-seed-8"]
 
@@ -360,7 +356,7 @@ class TestContinuing:
 
         trained, flags = trainings(score), settings(tmp_path, retrain=2)
         for _ in range(3):
-            status, _, error = outcome(main, *as_line(flags))
+            status, _, error = command(flags)
             assert status == 130
             assert re.fullmatch("error: SIGINT: .* The same command continues.\n", error)
         assert list(table(flags))[:2] == ["3", "2"]  # by the first seed alone
@@ -396,14 +392,14 @@ class TestFailures:
         assert len(trained) == 9
 
     def test_search_in_which_nothing_works_ends_with_the_reason(
-        self, settings, tmp_path, trainings, outcome
+        self, settings, tmp_path, trainings, command
     ):
         def score(config):
             raise RunError(f"{config.run_path.name} is too much")
 
         trainings(score)
         flags = settings(tmp_path, max_trials=20)
-        status, printed, error = outcome(main, *as_line(flags))
+        status, printed, error = command(flags)
         assert status == 1
         assert re.fullmatch(r"error: no trial worked.*004 is too much.\n", error)
         assert printed.count("is too much") == 5
@@ -442,6 +438,8 @@ def trained(settings, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks.LossLog, "on_train_batch_end", interrupt)
+        # Tracing takes longer than so few steps.
+        patch.setattr(PAD, "run_eagerly", property(lambda _: True, lambda *_: None))
         with pytest.raises(Interrupted, match="SIGTERM at step 3"):
             search.search(flags)
         return flags, search.search(flags), steps
@@ -514,23 +512,24 @@ class TestTraining:
 
 
 PROCESS = """
-import sys, time
+import sys
 sys.path.insert(0, sys.argv.pop(1))
 from ad_keras import tune
 from ad_keras.cli import quiet_start
 with quiet_start():
-    from test_tune import Trainings, search
+    from test_tune import Trainings, score_of_two, search
 
-def score(config):
-    # Each worker has a trial once there are two.
+search.train = Trainings(score_of_two)
+tune.run(tune.main)
+"""
+
+
+def score_of_two(config: Config) -> float:
+    """Lets each worker have a trial, once there are two."""
     while len(list(config.run_path.parent.glob("00?"))) < 2:
         config.run_path.mkdir(parents=True, exist_ok=True)
         time.sleep(0.1)
     return 0.5 + config.encoder_learning_rate
-
-search.train = Trainings(score)
-tune.run(tune.main)
-"""
 
 
 class TestDistributed:
@@ -546,26 +545,33 @@ class TestDistributed:
         server.stop(None).wait()
 
     def test_chief_and_two_workers_search_together(
-        self, settings, tmp_path, chief, trainings, monkeypatch
+        self, settings, tmp_path, chief, trainings, monkeypatch, command, flags_of
     ):
         chief.stop(None).wait()  # its port is free then
-        flags, names = settings(tmp_path, retrain=1), ("chief", "worker-1", "worker-2")
-        command = [sys.executable, "-c", PROCESS, str(Path(__file__).parent), *as_line(flags)]
+        flags = settings(tmp_path, retrain=1)
+        arguments = ["-c", PROCESS, str(Path(__file__).parent), *flags_of(flags)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes = [
-            subprocess.Popen(command, env={**os.environ, "KERASTUNER_TUNER_ID": name}, **pipes)
-            for name in names
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                env={**os.environ, "KERASTUNER_TUNER_ID": name},
+                **pipes,
+            )
+            for name in ("chief", "worker-2")
         ]
         try:
-            outputs = [process.communicate(timeout=240) for process in processes]
+            trainings(score_of_two)
+            ends = [command(flags)]  # worker-1
+            for process in processes:
+                output = process.communicate(timeout=240)
+                ends.append((process.returncode, *output))
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
-        assert [process.returncode for process in processes] == [0, 0, 0], outputs
-        (printed, *by_worker), errors = zip(*outputs, strict=True)
-        assert errors == ("", "", "")
-        tried = [re.findall(r"^trial (\d), \d of 4: ridge", text, re.M) for text in by_worker]
+        assert [(status, error) for status, _, error in ends] == 3 * [(0, "")]
+        first, printed, second = (text for _, text, _ in ends)
+        tried = [re.findall(r"^trial (\d), \d of 4: ridge", text, re.M) for text in (first, second)]
         assert sorted(tried[0] + tried[1]) == ["0", "1", "2", "3"]
         assert all(tried)
         assert len(re.findall(r"^trial \d again", printed, re.M)) == 2
@@ -594,27 +600,27 @@ class TestDistributed:
         ],
     )
     def test_variables_that_cannot_be_used_are_one_line(
-        self, values, message, settings, tmp_path, monkeypatch, outcome, chief
+        self, values, message, settings, tmp_path, monkeypatch, command, chief
     ):
         for name, value in zip(VARIABLES, values, strict=False):
             monkeypatch.setenv(name, value)
-        status, _, error = outcome(main, *as_line(settings(tmp_path)))
+        status, _, error = command(settings(tmp_path))
         assert status == 2
         assert re.fullmatch(r"error: .*\n", error)
         assert message in error
         assert not (tmp_path / "search").exists()
 
     def test_worker_needs_the_flags_of_the_chief_and_does_not_wait_for_ever(
-        self, settings, tmp_path, chief, outcome, monkeypatch
+        self, settings, tmp_path, chief, command, monkeypatch
     ):
         flags = settings(tmp_path)
         flags.run_path.mkdir()
         (flags.run_path / "search.json").write_text(flags.to_json())
-        status, _, error = outcome(main, *as_line(flags), "--batch_size=9")
+        status, _, error = command(flags, "--batch_size=9")
         assert status == 2
         assert "--batch_size was 8 and is 9" in error
         chief.stop(None).wait()
         monkeypatch.setattr(search, "_SECONDS_TO_WAIT", 0.1)
-        status, _, error = outcome(main, *as_line(flags))
+        status, _, error = command(flags)
         assert status == 1
         assert re.fullmatch(r"error: no chief answers at 127.0.0.1:.*\n", error)
