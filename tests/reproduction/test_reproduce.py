@@ -300,6 +300,17 @@ def test_runs_are_named_as_training_names_them():
     assert config.run_config("no_nrem", 0).run_path == train.run_path
 
 
+def test_flags_of_networks_and_of_their_training_apply_to_every_run():
+    changes = {"network": "residual", "schedule": "cosine", "warmup_epochs": 2.0}
+    changes |= {"average_weights": 0.9, "encoder_learning_rate": 3e-4}
+    changes |= {"generator_learning_rate": 1e-4}
+    flags = ReproduceConfig(**changes)
+    for condition in flags.conditions:
+        config = flags.run_config(condition, 0)
+        assert {name: getattr(config, name) for name in changes} == changes
+        assert config.condition == condition
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -97,6 +97,13 @@ def test_an_export_is_four_things(exported):
     assert [path.name for path in exported.parent.iterdir()] == ["digits"]
 
 
+@pytest.mark.parametrize("network", ["encoder", "generator"])
+def test_a_saved_model_holds_each_weight_once(model, exported, network):
+    stored = tf.train.list_variables(str(exported / network / "variables" / "variables"))
+    numbers = sum(np.prod(shape, dtype=int) for name, shape in stored if "VARIABLE_VALUE" in name)
+    assert numbers == getattr(model, network).count_params()
+
+
 def test_metadata_say_what_the_encoder_takes_and_where_it_comes_from(exported):
     metadata = json.loads((exported / "metadata.json").read_text())
     assert metadata["image_shape"] == [SIZE, SIZE, 3]

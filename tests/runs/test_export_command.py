@@ -76,6 +76,28 @@ class TestFinishedRun:
         said = json.loads(Path("saved_models", "copy", "metadata.json").read_text())
         assert said["run"] == "copy"
 
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({}, {"probe": 0.25, "logistic_probe": 0.5}),
+            ({"step": 23}, {}),
+            ({"dataset": "another"}, {}),
+            ({"metrics": None}, {}),
+        ],
+    )
+    def test_export_tells_the_accuracy_that_was_measured_of_this_state_on_the_runs_data(
+        self, changes, told, copied, tmp_path, outcome, quick_export
+    ):
+        figures = {"probe": {"mean_of_seeds": 0.25, "seeds": [0.2, 0.3]}, "knn": 0.3}
+        figures["logistic_probe"] = {"accuracy": 0.5}
+        metrics = {name: {"values": {"trained": value}} for name, value in figures.items()}
+        results = {"step": 24, "dataset": "here", "trained_on": "here", "metrics": metrics}
+        Path(copied.run_dir, "results.json").write_text(json.dumps(results | changes))
+        flags = f"--run_dir={copied.run_dir}", f"--saved_model_dir={tmp_path / 'measured'}"
+        assert outcome(export.main, *flags)[0] == 0
+        said = json.loads((tmp_path / "measured" / "metadata.json").read_text())
+        assert said["test_accuracy"] == told
+
 
 class TestUnfinishedRun:
     def test_newest_checkpoint_that_is_not_damaged_is_exported(

@@ -159,6 +159,9 @@ class TestRecords:
                 expected = result.history[str(epoch)][tag]
                 assert logged[6 * epoch] == pytest.approx(expected, rel=1e-6)
         assert min(scalars(result.run_folder, "images_per_second").values()) > 0
+        for network in ("encoder", "generator"):
+            rates = scalars(result.run_folder, f"{network}_learning_rate")
+            assert rates == dict.fromkeys(range(2, 25, 2), pytest.approx(2e-4))
         logged = scalars(result.run_folder, "epoch")
         assert logged == {step: pytest.approx(step / 6) for step in range(2, 25, 2)}
         logged = scalars(result.run_folder, PROBE)
