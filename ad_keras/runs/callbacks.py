@@ -147,7 +147,8 @@ class LossLog(keras.callbacks.Callback):
             tf.summary.scalar("epoch", step / self._steps.per_epoch)
             for name in ("encoder", "generator"):
                 rate = getattr(self.model, f"{name}_optimizer").learning_rate
-                tf.summary.scalar(f"{name}_learning_rate", float(rate))
+                # Of a variable on several devices, Keras makes no float.
+                tf.summary.scalar(f"{name}_learning_rate", keras.ops.convert_to_numpy(rate))
 
 
 class Guard(keras.callbacks.Callback):

@@ -129,8 +129,7 @@ def found(tiny, flags_of, rebuilt, quick_train, finished, tmp_path_factory):
         processes[place] = start(place, "auto", 1, *flags, TF_CONFIG=task)
     told, deadline = {}, time.monotonic() + SECONDS
     try:
-        while not newest_step(lost.run_path):
-            assert processes["worker"].poll() is None, processes["worker"].communicate()
+        while processes["worker"].poll() is None and not newest_step(lost.run_path):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         processes["worker"].kill()
@@ -140,6 +139,7 @@ def found(tiny, flags_of, rebuilt, quick_train, finished, tmp_path_factory):
     finally:
         for process in processes.values():
             process.kill()
+    assert newest_step(lost.run_path), told  # else they ended before the worker was killed
     for place in PROCESSES:
         with np.load(folder / f"{place}.npz") as arrays:
             trained[place] = dict(arrays)
