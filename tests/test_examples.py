@@ -12,6 +12,10 @@ import tensorflow as tf
 from nbclient import NotebookClient
 from PIL import Image
 
+import ad_keras
+from ad_keras.cli import parse
+from ad_keras.runs.config import Config
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -116,6 +120,38 @@ def test_a_fine_tuned_classifier_tells_colours(coloured, tmp_path, capsys):
     frozen, tuned = re.findall(r": +([\d.]+)%", capsys.readouterr().out)
     assert float(frozen) % 10 == 0  # of ten test images
     assert float(tuned) == 100
+
+
+SHIPPED = EXAMPLES.parent / "saved_models" / "cifar10_best"
+
+
+def test_the_shipped_encoder_sees_the_same_with_and_without_the_package():
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    served = tf.saved_model.load(str(SHIPPED / "encoder")).signatures["serving_default"]
+    expected = ad_keras.load_encoder(SHIPPED)(images)
+    for name, values in served(images=tf.constant(images)).items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-4, atol=1e-5)
+    assert np.ptp(expected["latent"], axis=0).max() > 0.1
+
+
+def test_the_shipped_encoder_is_of_its_flagfile_and_tells_what_was_measured():
+    metadata = json.loads((SHIPPED / "metadata.json").read_text())
+    config = parse(Config, ["train", "--flagfile=cifar10_best"], "train")
+    assert {**metadata["flags"], "run_dir": None} == json.loads(config.to_json())
+    results = EXAMPLES.parent / "docs" / "results" / "cifar10_best" / "results.json"
+    metrics = json.loads(results.read_text())["metrics"]
+    trained = {name: metrics[name]["values"]["trained"] for name in ("probe", "ridge_probe")}
+    assert metadata["test_accuracy"]["probe"] == trained["probe"]["mean_of_seeds"]
+    assert metadata["test_accuracy"]["ridge_probe"] == trained["ridge_probe"]["accuracy"]
+    assert metadata["epochs"] == 12
+
+
+def test_the_example_classifies_with_the_shipped_encoder(coloured, capsys):
+    example("classify").main(
+        ["classify", f"--export={SHIPPED}", f"--dataset={coloured}", "--epochs=15"]
+    )
+    frozen, tuned = re.findall(r": +([\d.]+)%", capsys.readouterr().out)
+    assert float(frozen) == float(tuned) == 100
 
 
 def test_classifying_without_an_export_says_so(outcome):
