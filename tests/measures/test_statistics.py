@@ -109,6 +109,14 @@ def test_noise_is_rarely_called_equivalent_when_it_lies_at_the_margin():
     assert wrong < 0.065
 
 
+def test_a_group_whose_seeds_agree_to_the_last_digit_is_as_good_as_a_number():
+    same, others = [0.2, 0.2, 0.2], [0.3, 0.36, 0.32]
+    expected = stats.ttest_1samp(others, 0.2)
+    found = compare(others, same)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.z == pytest.approx(expected.statistic)
+
+
 def test_one_seed_is_not_judged():
     found = compare(FIRST, SECOND[:1])
     assert found.verdict == ONE_SEED
