@@ -115,9 +115,8 @@ def test_measures_and_writes_what_it_prints(
     assert [(case["images"], case["epochs"]) for case in cases] == [(80, 1), (80, 2), (80, 4)]
     for case in cases:
         assert 0 < case["steps_seconds"] < case["seconds"]
-        # The kernel counts the pages of threads late, so the peak can lie a little below.
-        for name in ("bytes_before", "bytes_at_tenth"):
-            assert 0 < case[name] < 1.01 * case["peak_bytes"]
+        assert 0 < case["bytes_before"] <= case["peak_bytes"]
+        assert 0 < case["bytes_at_tenth"] <= case["peak_bytes"]
 
 
 def test_beside_pytorch_gpus_are_left_out(benchmarks, monkeypatch, pytorch):

@@ -17,7 +17,7 @@ def fold_in(key: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
 
 
 def split(key: tf.Tensor, count: int) -> list[tf.Tensor]:
-    """As many independent keys."""
+    """Independent keys, integers [2], as many as `count`."""
     return tf.unstack(tf.random.split(tf.cast(key, tf.int64), count, alg=_ALGORITHM))
 
 
