@@ -63,7 +63,7 @@ MADE = {
     ),
 }
 UNTRAINED = (0.322, 0.333, 0.344, 0.88, 0.79)  # paper's probe, logistic, ridge, both ratios
-PIXELS = (0.361, 0.352, 0.343)
+PIXELS = {"probe": 0.361, "ridge_probe": 0.343}
 
 
 def results_of(condition: str, seed: int) -> dict:
@@ -81,7 +81,8 @@ def results_of(condition: str, seed: int) -> dict:
             trained["accuracy"] -= 0.02
             untrained["mean_of_seeds"] = untrained.pop("accuracy")
         values = {"trained": trained, "untrained": untrained}
-        metrics[name] = {"values": values | {"pixels": {"accuracy": PIXELS[place]}}}
+        values |= {"pixels": {"accuracy": PIXELS[name]}} if name in PIXELS else {}
+        metrics[name] = {"values": values}
     metrics["occlusion"] = {
         "protocol": {"probabilities": SHARES},
         "values": {
