@@ -77,6 +77,7 @@ def test_measures_and_writes_what_it_prints(
 
     monkeypatch.setattr(throughput, "_measure", measured)
     monkeypatch.setattr(measurements, "train", quick_train)
+    monkeypatch.setattr("ad_keras.runs.reports.Gallery.draw", lambda *_: None)
     output = tmp_path / "figures.json"
 
     status, printed, _ = outcome(

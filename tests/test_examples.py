@@ -115,7 +115,7 @@ def test_a_fine_tuned_classifier_tells_colours(coloured, tmp_path, capsys):
 
     sizes = {"latent_dim": 8, "base_filters": 4}
     export_networks(PAD(build_encoder(**sizes), build_generator(**sizes)), tmp_path / "export")
-    flags = (f"--export={tmp_path / 'export'}", f"--dataset={coloured}", "--epochs=60")
+    flags = (f"--export={tmp_path / 'export'}", f"--dataset={coloured}", "--epochs=30")
     example("classify").main(["classify", *flags])
     frozen, tuned = re.findall(r": +([\d.]+)%", capsys.readouterr().out)
     assert float(frozen) % 10 == 0  # of ten test images

@@ -76,17 +76,17 @@ class FusedAdam(keras.optimizers.Optimizer):
         count = tf.cast(steps, tf.float64)
         # The kernel computes with rounded betas, so their powers are taken of the same numbers.
         # In float32, 1 - beta_2 would keep four digits.
-        beta_1, beta_2 = (tf.cast(beta, variable.dtype) for beta in (self.beta_1, self.beta_2))
-        correction_1 = 1.0 - tf.cast(beta_1, tf.float64) ** count
-        correction_2 = tf.sqrt(1.0 - tf.cast(beta_2, tf.float64) ** count)
+        rounded = tf.as_dtype(variable.dtype).as_numpy_dtype
+        beta_1, beta_2 = (float(rounded(beta)) for beta in (self.beta_1, self.beta_2))
+        correction_1 = 1.0 - beta_1**count
+        correction_2 = tf.sqrt(1.0 - beta_2**count)
         rate = tf.cast(learning_rate, tf.float64) * correction_2 / correction_1
-        zero = tf.zeros((), variable.dtype)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self.momentums[index].value.handle,
             v=self.velocities[index].value.handle,
-            beta1_power=zero,  # the correction is in the rate
-            beta2_power=zero,
+            beta1_power=0.0,  # the correction is in the rate
+            beta2_power=0.0,
             lr=tf.cast(rate, variable.dtype),
             beta1=beta_1,
             beta2=beta_2,

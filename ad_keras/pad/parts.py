@@ -6,10 +6,18 @@ import inspect
 class Part:
     """A replaceable piece of the model whose constructor's arguments are its public attributes.
 
-    From these, `get_config` follows, so that saved models and runs know the part. Register a part
-    of your own with `keras.saving.register_keras_serializable`. A part with weights is a
-    `keras.layers.Layer` instead.
+    From these, `get_config` and equality follow, so that saved models and runs know the part.
+    Register a part of your own with `keras.saving.register_keras_serializable`. A part with
+    weights is a `keras.layers.Layer` instead.
     """
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other is of the same type and has equal arguments."""
+        return type(self) is type(other) and self.get_config() == other.get_config()
+
+    def __hash__(self) -> int:
+        """The same for equal parts."""
+        return hash(type(self))
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""
