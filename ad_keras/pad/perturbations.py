@@ -123,19 +123,27 @@ def perturb_each(
     Returns:
         [B, H, W, C].
     """
-    return _for_each(perturbation)(tf.convert_to_tensor(images), tf.cast(key, tf.int64))
+    images = tf.convert_to_tensor(images)
+    perturb_all = _for_each(perturbation, tuple(images.shape[1:]), images.dtype)
+    return perturb_all(images, tf.cast(key, tf.int64))
 
 
 @functools.lru_cache(maxsize=8)  # a graph for each of the perturbations in use
-def _for_each(perturbation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> Callable:
-    @tf.function(reduce_retracing=True)  # a loop over thousands of images is slow outside a graph
+def _for_each(
+    perturbation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    shape: tuple[int, ...],
+    dtype: tf.DType,
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    signature = tf.TensorSpec([None, *shape], dtype), tf.TensorSpec([2], tf.int64)
+
+    @tf.function(input_signature=signature)  # a loop over thousands of images is slow outside it
     def perturb_all(images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         def perturb(numbered: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
             image, number = numbered
             return perturbation(image[None], draws.fold_in(key, number))[0]
 
         numbers = tf.range(tf.shape(images, tf.int64)[0])
-        spec = tf.TensorSpec(images.shape[1:], images.dtype)
-        return tf.map_fn(perturb, (images, numbers), fn_output_signature=spec)
+        each = tf.TensorSpec(shape, dtype)
+        return tf.map_fn(perturb, (images, numbers), fn_output_signature=each)
 
     return perturb_all

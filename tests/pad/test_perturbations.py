@@ -165,6 +165,8 @@ def test_perturbing_each_gives_every_image_a_draw_of_its_own():
     assert len(np.unique(perturbed.reshape(5, -1), axis=0)) == 5
     again = perturb_each(Occlusion((0.5, 0.5), (4, 4)), images[:3], [7, 0])
     np.testing.assert_array_equal(again, perturbed[:3])
+    half = perturb_each(Occlusion((0.5, 0.5), (4, 4)), tf.ones([2, 16, 16, 3], tf.float16), [7, 0])
+    assert (half.shape, half.dtype) == ([2, 16, 16, 3], tf.float16)
 
 
 def test_parts_are_equal_if_their_arguments_are():
