@@ -51,7 +51,7 @@ setup(
         "importlib_resources",  # tensorflow-datasets imports it without asking for it
         "jinja2",
         "joblib",
-        "keras>=3.10",
+        "keras>=3.11",  # earlier ones warn of the inputs of encoders that they loaded
         "keras-tuner==1.4.8",  # the one that searches are tested with
         "matplotlib>=3.11",  # the generated digits are drawn with its typefaces, too
         "numpy>=2.0",

@@ -56,11 +56,10 @@ def pair(request):
 
 def values_and_gradients(layer, inputs: np.ndarray, dtype) -> list[np.ndarray]:
     inputs = tf.constant(inputs, dtype)
-    shape = layer.compute_output_shape(inputs.shape)
-    upstream = tf.constant(np.random.default_rng(1).normal(0.1, size=shape), dtype)
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         outputs = layer(inputs)
+    upstream = tf.constant(np.random.default_rng(1).normal(0.1, size=outputs.shape), dtype)
     gradients = tape.gradient(
         outputs, [inputs, *layer.trainable_variables], output_gradients=upstream
     )
