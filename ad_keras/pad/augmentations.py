@@ -5,6 +5,7 @@ appendix A). Every image of a mini-batch has draws of its own, functions of the 
 with any number of replicas, with and without XLA.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 
@@ -18,17 +19,15 @@ from ad_keras.pad.parts import Part, require
 class _Augmentation(Part):
     """What these have in common: their draws, and that what they return is in [-1, 1]."""
 
-    numbers = 1
-    """How many an image draws."""
-
     def __call__(self, images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         """Perturbs images [B, H, W, C] in [-1, 1]; the key, integer [2], is of the draws."""
         count = tf.shape(images)[0] * replicas.count()
-        drawn = replicas.own(draws.uniform([count, self.numbers], key))
+        numbers = len(inspect.signature(self.perturb).parameters) - 1
+        drawn = replicas.own(draws.uniform([count, numbers], key))
         return self.perturb(tf.cast(images, tf.float32), *tf.unstack(drawn, axis=1))
 
     def perturb(self, images: tf.Tensor, *drawn: tf.Tensor) -> tf.Tensor:
-        """Perturbs by numbers [B] in [0, 1) that are given: one kind of augmentation each."""
+        """Perturbs by numbers [B] in [0, 1), as many as it names: one kind of augmentation each."""
         raise NotImplementedError
 
 
@@ -45,8 +44,6 @@ class Crop(_Augmentation):
     Raises:
         ValueError: if a range is empty or out of bounds.
     """
-
-    numbers = 4
 
     def __init__(
         self,
@@ -86,8 +83,6 @@ class Shift(_Augmentation):
     Raises:
         ValueError: if the share is not in [0, 1].
     """
-
-    numbers = 2
 
     def __init__(self, share: float = 0.125) -> None:
         require(0 <= share <= 1, "share", share, "between 0 and 1")
@@ -185,8 +180,6 @@ class Colour(_Augmentation):
         ValueError: if the strength is not in [0, 1].
     """
 
-    numbers = 3
-
     def __init__(self, strength: float = 0.4) -> None:
         require(0 <= strength <= 1, "strength", strength, "between 0 and 1")
         self.strength = strength
@@ -274,11 +267,6 @@ class Chain(Part):
         for number, perturbation in enumerate(self.perturbations):
             images = perturbation(images, draws.fold_in(key, number))
         return images
-
-    @classmethod
-    def from_config(cls, config: dict) -> "Chain":
-        """Makes an equal chain of what `get_config` returned."""
-        return cls([keras.saving.deserialize_keras_object(p) for p in config["perturbations"]])
 
 
 def _between(number: tf.Tensor, low: float, high: float) -> tf.Tensor:

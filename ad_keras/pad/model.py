@@ -406,39 +406,23 @@ class PAD(keras.Model):
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments, networks and parts included."""
-        objects = ("encoder", "generator", *PARTS)
-        return {
-            "name": self.name,
-            **{name: keras.saving.serialize_keras_object(getattr(self, name)) for name in objects},
-            **{name: getattr(self, name) for name in SETTINGS},
-        }
+        return _serialized(self, ("name", "encoder", "generator", *PARTS, *SETTINGS))
 
     @classmethod
     def from_config(cls, config: dict) -> "PAD":
         """Rebuilds the model with untrained networks of the same shape."""
-        config = dict(config)
-        for name in ("encoder", "generator", *PARTS):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
-        return cls(**config)
+        return cls(**keras.saving.deserialize_keras_object(config))
 
     def get_compile_config(self) -> dict:
         """Returns the arguments of `compile`; empty if it was not called."""
         if not self.compiled:
             return {}
-        return {
-            "run_eagerly": self.run_eagerly,
-            "jit_compile": self.jit_compile,
-            "steps_per_execution": self.steps_per_execution,
-            "encoder_optimizer": keras.saving.serialize_keras_object(self.encoder_optimizer),
-            "generator_optimizer": keras.saving.serialize_keras_object(self.generator_optimizer),
-        }
+        names = ("run_eagerly", "jit_compile", "steps_per_execution")
+        return _serialized(self, (*names, "encoder_optimizer", "generator_optimizer"))
 
     def compile_from_config(self, config: dict) -> None:
         """Compiles a loaded model as the saved one was."""
-        config = dict(config)
-        for name in ("encoder_optimizer", "generator_optimizer"):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
-        self.compile(**config)
+        self.compile(**keras.saving.deserialize_keras_object(config))
 
     def _check_numbers(self) -> None:
         for name in ("reconstruction_weight", "recovery_weight", "internal_weight"):
@@ -588,6 +572,10 @@ def _runs_in_a_worker() -> bool:
         and isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         and bool(strategy.cluster_resolver.cluster_spec().jobs)
     )
+
+
+def _serialized(model: PAD, names: Sequence[str]) -> dict:
+    return keras.saving.serialize_keras_object({name: getattr(model, name) for name in names})
 
 
 def _optimizer(optimizer: keras.optimizers.Optimizer | str | None) -> keras.optimizers.Optimizer:

@@ -7,7 +7,6 @@ parameters.
 """
 
 import math
-from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -53,28 +52,27 @@ def build_encoder(
     Raises:
         ValueError: if `image_size` or `network` is not possible.
     """
-    blocks, seeds = _blocks(image_size), _seeds(seed, 0)
-    residual = _is_residual(network)
+    blocks, residual = _blocks(image_size), _is_residual(network)
+    layers = _Layers(seed, 0, dtype)
     images = keras.Input((image_size, image_size, channels), name="images")
     features = images
     for block in range(blocks):
         name, filters = f"trunk_{block}", base_filters * 2**block
         if residual:
-            features = _halved(features, filters, seeds, dtype, name)
+            features = layers.halved(features, filters, name)
         else:
-            initial = _initializers(seeds, _KERNEL**2 * features.shape[-1])
-            features = _strided(Convolution, features, filters, initial, dtype, name)
-        features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"{name}_relu")(features)
+            initial = layers.initializers(_KERNEL**2 * features.shape[-1])
+            features = layers.strided(Convolution, features, filters, initial, name)
+        features = layers.rectified(features, f"{name}_relu")
     if residual:
-        features = _convolved(features, base_filters, 1, seeds, dtype, "narrow")
-        features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name="narrow_relu")(features)
+        features = layers.convolved(features, base_filters, 1, "narrow")
+        features = layers.rectified(features, "narrow_relu")
     features = keras.layers.Flatten(dtype=dtype, name="features")(features)
 
     def head(units, name):
-        outputs = keras.layers.Dense(
-            units, dtype=dtype, name=f"{name}_head", **_initializers(seeds, features.shape[-1])
-        )(features)
-        return keras.layers.Activation("linear", dtype="float32", name=name)(outputs)
+        initial = layers.initializers(features.shape[-1])
+        dense = keras.layers.Dense(units, dtype=dtype, name=f"{name}_head", **initial)
+        return keras.layers.Activation("linear", dtype="float32", name=name)(dense(features))
 
     latent = head(latent_dim, "latent")
     logit = keras.layers.Reshape((), dtype="float32", name="external_logit")(head(1, "external"))
@@ -108,16 +106,15 @@ def build_generator(
     Raises:
         ValueError: if `image_size` or `network` is not possible.
     """
-    blocks, seeds = _blocks(image_size), _seeds(seed, 1)
-    residual = _is_residual(network)
+    blocks, residual = _blocks(image_size), _is_residual(network)
+    layers = _Layers(seed, 1, dtype)
     widths = [base_filters * 2**block for block in reversed(range(blocks))] + [channels]
     latent = keras.Input((latent_dim,), name="latent")
     # A transposed convolution of a 1x1 map is this product; its bias is one number a channel. The
     # uniform range of a transposed convolution's bias follows the kernel's output side, as in the
     # reference (PyTorch counts the fan of the transposed kernel).
-    initial = (
-        _scaled(seeds, latent_dim) if residual else _initializers(seeds, _KERNEL**2 * widths[0])
-    )
+    fan_in = _KERNEL**2 * widths[0]
+    initial = layers.scaled(latent_dim) if residual else layers.initializers(fan_in)
     features = Projection(
         "bz,zhwc->bhwc",
         output_shape=(_KERNEL, _KERNEL, base_filters if residual else widths[0]),
@@ -127,75 +124,77 @@ def build_generator(
         **initial,
     )(latent)
     if residual:
-        features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name="project_relu")(features)
-        features = _convolved(features, widths[0], 1, seeds, dtype, "widen")
+        features = layers.rectified(features, "project_relu")
+        features = layers.convolved(features, widths[0], 1, "widen")
     for block, filters in enumerate(widths[1:]):
-        features = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"relu_{block}")(features)
+        features = layers.rectified(features, f"relu_{block}")
         name = f"unfold_{block}"
         if residual:
-            features = _doubled(features, filters, seeds, dtype, name)
+            features = layers.doubled(features, filters, name)
         else:
-            initial = _initializers(seeds, _KERNEL**2 * filters)
-            features = _strided(TransposedConvolution, features, filters, initial, dtype, name)
+            initial = layers.initializers(_KERNEL**2 * filters)
+            features = layers.strided(TransposedConvolution, features, filters, initial, name)
     images = keras.layers.Activation("tanh", dtype="float32", name="images")(features)
     return keras.Model(latent, images, name="generator")
 
 
-def _halved(
-    features: keras.KerasTensor, filters: int, seeds: Iterator[int], dtype: str, name: str
-) -> keras.KerasTensor:
-    """A residual block from [B, H, W, C] to [B, H / 2, W / 2, filters]."""
-    initial = _scaled(seeds, _KERNEL**2 * features.shape[-1])
-    branch = _strided(Convolution, features, filters, initial, dtype, f"{name}_halve")
-    branch = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"{name}_halve_relu")(branch)
-    branch = _convolved(branch, filters, 3, seeds, dtype, f"{name}_convolve")
-    pooled = keras.layers.AveragePooling2D(2, dtype=dtype, name=f"{name}_pool")(features)
-    shortcut = _convolved(pooled, filters, 1, seeds, dtype, f"{name}_shortcut")
-    return keras.layers.Add(dtype=dtype, name=f"{name}_add")([shortcut, branch])
+class _Layers:
+    """Adds layers of one dtype to feature maps, each with initial weights of its own."""
 
+    def __init__(self, seed: int, network: int, dtype: str) -> None:
+        self._dtype = dtype
+        # Each initialiser needs its own seed: Keras repeats the numbers of equal ones.
+        self._seeds = iter(np.random.SeedSequence([seed, network]).generate_state(64).tolist())
 
-def _doubled(
-    features: keras.KerasTensor, filters: int, seeds: Iterator[int], dtype: str, name: str
-) -> keras.KerasTensor:
-    """A residual block from [B, H, W, C] to [B, 2 H, 2 W, filters]."""
-    width = features.shape[-1]
-    branch = _convolved(features, width, 3, seeds, dtype, f"{name}_convolve")
-    branch = keras.layers.LeakyReLU(_SLOPE, dtype=dtype, name=f"{name}_convolve_relu")(branch)
-    initial = _scaled(seeds, 4 * width)  # a pixel depends on 2x2 of the features
-    branch = _strided(TransposedConvolution, branch, filters, initial, dtype, f"{name}_double")
-    shortcut = _convolved(features, filters, 1, seeds, dtype, f"{name}_shortcut")
-    shortcut = keras.layers.UpSampling2D(2, dtype=dtype, name=f"{name}_repeat")(shortcut)
-    return keras.layers.Add(dtype=dtype, name=f"{name}_add")([shortcut, branch])
+    def rectified(self, features, name: str):
+        return keras.layers.LeakyReLU(_SLOPE, dtype=self._dtype, name=name)(features)
 
+    def convolved(self, features, filters: int, kernel: int, name: str):
+        initial = self.scaled(kernel**2 * features.shape[-1])
+        shape = {"padding": "same", "dtype": self._dtype, "name": name}
+        return keras.layers.Conv2D(filters, kernel, **shape, **initial)(features)
 
-def _strided(
-    layer: type[keras.layers.Layer],
-    features: keras.KerasTensor,
-    filters: int,
-    initializers: dict,
-    dtype: str,
-    name: str,
-) -> keras.KerasTensor:
-    shape = {"strides": 2, "padding": "same", "dtype": dtype, "name": name}
-    return layer(filters, _KERNEL, **shape, **initializers)(features)
+    def strided(self, layer: type, features, filters: int, initializers: dict, name: str):
+        shape = {"strides": 2, "padding": "same", "dtype": self._dtype, "name": name}
+        return layer(filters, _KERNEL, **shape, **initializers)(features)
 
+    def halved(self, features, filters: int, name: str):
+        """A residual block from [B, H, W, C] to [B, H / 2, W / 2, filters]."""
+        initial = self.scaled(_KERNEL**2 * features.shape[-1])
+        branch = self.strided(Convolution, features, filters, initial, f"{name}_halve")
+        branch = self.rectified(branch, f"{name}_halve_relu")
+        branch = self.convolved(branch, filters, 3, f"{name}_convolve")
+        pooled = keras.layers.AveragePooling2D(2, dtype=self._dtype, name=f"{name}_pool")(features)
+        shortcut = self.convolved(pooled, filters, 1, f"{name}_shortcut")
+        return keras.layers.Add(dtype=self._dtype, name=f"{name}_add")([shortcut, branch])
 
-def _convolved(
-    features: keras.KerasTensor,
-    filters: int,
-    kernel: int,
-    seeds: Iterator[int],
-    dtype: str,
-    name: str,
-) -> keras.KerasTensor:
-    return keras.layers.Conv2D(
-        filters,
-        kernel,
-        padding="same",
-        dtype=dtype,
-        name=name,
-        **_scaled(seeds, kernel**2 * features.shape[-1]),
-    )(features)
+    def doubled(self, features, filters: int, name: str):
+        """A residual block from [B, H, W, C] to [B, 2 H, 2 W, filters]."""
+        width = features.shape[-1]
+        branch = self.convolved(features, width, 3, f"{name}_convolve")
+        branch = self.rectified(branch, f"{name}_convolve_relu")
+        initial = self.scaled(4 * width)  # a pixel depends on 2x2 of the features
+        branch = self.strided(TransposedConvolution, branch, filters, initial, f"{name}_double")
+        shortcut = self.convolved(features, filters, 1, f"{name}_shortcut")
+        repeat = keras.layers.UpSampling2D(2, dtype=self._dtype, name=f"{name}_repeat")
+        return keras.layers.Add(dtype=self._dtype, name=f"{name}_add")([repeat(shortcut), branch])
+
+    def initializers(self, fan_in: int) -> dict:
+        """N(0, 0.02) weights; biases uniform within +-1/sqrt(fan_in), PyTorch's default."""
+        bound = 1.0 / math.sqrt(fan_in)
+        return {
+            "kernel_initializer": keras.initializers.RandomNormal(0.0, 0.02, next(self._seeds)),
+            "bias_initializer": keras.initializers.RandomUniform(-bound, bound, next(self._seeds)),
+        }
+
+    def scaled(self, fan_in: int) -> dict:
+        """The same, but with weights that keep the variance of what they are applied to.
+
+        At N(0, 0.02) a narrow shortcut would start as good as cut.
+        """
+        deviation = 1.0 / math.sqrt(fan_in)
+        kernel = keras.initializers.RandomNormal(0.0, deviation, next(self._seeds))
+        return {**self.initializers(fan_in), "kernel_initializer": kernel}
 
 
 def _is_residual(network: str) -> bool:
@@ -211,27 +210,3 @@ def _blocks(image_size: int) -> int:
             "such as 32, 64 or 128."
         )
     return int(blocks)
-
-
-def _seeds(seed: int, network: int) -> Iterator[int]:
-    # Each initialiser needs its own seed: Keras repeats the numbers of equal ones.
-    return iter(np.random.SeedSequence([seed, network]).generate_state(64).tolist())
-
-
-def _initializers(seeds: Iterator[int], fan_in: int) -> dict:
-    """N(0, 0.02) weights; biases uniform within +-1/sqrt(fan_in), PyTorch's default."""
-    bound = 1.0 / math.sqrt(fan_in)
-    return {
-        "kernel_initializer": keras.initializers.RandomNormal(0.0, 0.02, seed=next(seeds)),
-        "bias_initializer": keras.initializers.RandomUniform(-bound, bound, seed=next(seeds)),
-    }
-
-
-def _scaled(seeds: Iterator[int], fan_in: int) -> dict:
-    """The same, but with weights that keep the variance of what they are applied to.
-
-    At N(0, 0.02) a narrow shortcut would start as good as cut.
-    """
-    deviation = 1.0 / math.sqrt(fan_in)
-    kernel = keras.initializers.RandomNormal(0.0, deviation, seed=next(seeds))
-    return {**_initializers(seeds, fan_in), "kernel_initializer": kernel}

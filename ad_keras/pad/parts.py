@@ -2,6 +2,8 @@
 
 import inspect
 
+import keras
+
 
 class Part:
     """A replaceable piece of the model whose constructor's arguments are its public attributes.
@@ -27,7 +29,7 @@ class Part:
     @classmethod
     def from_config(cls, config: dict) -> "Part":
         """Makes an equal part of what `get_config` returned."""
-        return cls(**config)
+        return cls(**keras.saving.deserialize_keras_object(config))
 
 
 def require(holds: bool, name: str, value, allowed: str) -> None:
