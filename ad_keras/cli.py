@@ -34,13 +34,8 @@ def flag(
         choices: the values that a text may take, where they are few.
         repeatable: whether a tuple is given by repeating the flag, not as a list with commas.
     """
-    metadata = {
-        "group": group,
-        "description": description,
-        "choices": tuple(choices),
-        "repeatable": repeatable,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = {"group": group, "description": description, "choices": tuple(choices)}
+    return dataclasses.field(default=default, metadata={**metadata, "repeatable": repeatable})
 
 
 def same_flag(config_class: type, name: str, group: str):
@@ -172,14 +167,11 @@ def _define(field: dataclasses.Field, values: flags.FlagValues) -> None:
     if choices:
         flags.DEFINE_enum(field.name, field.default, choices, description, values)
         return
-    if field.metadata["repeatable"]:
-        flags.DEFINE_multi_string(field.name, list(field.default), description, values)
-        return
     define = {
         bool: flags.DEFINE_bool,
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
-        tuple: flags.DEFINE_list,
+        tuple: flags.DEFINE_multi_string if field.metadata["repeatable"] else flags.DEFINE_list,
     }.get(type(field.default), flags.DEFINE_string)
     default = list(field.default) if isinstance(field.default, tuple) else field.default
     define(field.name, default, description, flag_values=values)

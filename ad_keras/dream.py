@@ -10,6 +10,7 @@ from PIL import Image
 from ad_keras.cli import flag, parse, quiet_start, run
 from ad_keras.data import load, resolve
 from ad_keras.errors import UsageError
+from ad_keras.runs.config import Config
 
 _STOPS = 6  # memories of the animated walk
 _STEPS = 16  # from one of them to the next
@@ -62,13 +63,7 @@ def main(argv: Sequence[str]) -> None:
         from ad_keras.runs.restore import restore_export, restore_run
     source = Path(flags.run_dir or flags.export)
     config, model = restore_run(source) if flags.run_dir else restore_export(source)
-    images = _choose(
-        flags.dataset or config.dataset,
-        flags.data_dir or config.data_dir,
-        config.image_size,
-        flags.num_images,
-        flags.seed,
-    )
+    images = _choose(flags, config)
     default = source / "figures" if flags.run_dir else Path("dreams")
     folder = Path(flags.output_dir) if flags.output_dir else default
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,10 +74,9 @@ def main(argv: Sequence[str]) -> None:
     print(f"A walk through memories: {folder / 'walk.gif'}")
 
 
-def _choose(
-    dataset: str, data_dir: str | None, image_size: int, count: int, seed: int
-) -> np.ndarray:
+def _choose(flags: DreamConfig, config: Config) -> np.ndarray:
     """Random test images; where there is no test split, of what there is."""
+    dataset, count = flags.dataset or config.dataset, flags.num_images
     folder, split = resolve(dataset), "test"
     if folder is not None and not (folder / "test").is_dir():
         split = "train"
@@ -90,13 +84,14 @@ def _choose(
             # A plain folder of pictures is loaded as if it were a split of the folder around it.
             folder = folder.resolve()
             dataset, split = str(folder.parent), folder.name
-    images = load(dataset, split, data_dir=data_dir, image_size=image_size).images
+    data_dir = flags.data_dir or config.data_dir
+    images = load(dataset, split, data_dir=data_dir, image_size=config.image_size).images
     if len(images) < count:
         raise UsageError(
             f"--num_images={count} is more than the {len(images)} images of "
             f"{Path(dataset) / split}."
         )
-    return images[np.random.default_rng(seed).permutation(len(images))[:count]]
+    return images[np.random.default_rng(flags.seed).permutation(len(images))[:count]]
 
 
 if __name__ == "__main__":

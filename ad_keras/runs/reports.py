@@ -16,6 +16,7 @@ from ad_keras.measures.probe import linear_probe, ridge_probe
 from ad_keras.pad.model import PAD
 from ad_keras.runs import pictures
 from ad_keras.runs.callbacks import Steps
+from ad_keras.runs.config import Config
 from ad_keras.runs.folder import read_history, write_atomically
 
 _PROBES = {"probe": linear_probe, "ridge_probe": ridge_probe}
@@ -38,9 +39,7 @@ class Reports(keras.callbacks.Callback):
         steps: the count.
         probe: of the latents.
         gallery: of the pictures.
-        epochs: last epoch of the training.
-        dream_every: epochs between pictures; 0 for none.
-        probe_every: epochs between probes; 0 for the first and the last only.
+        config: says which epoch is the last, and how often there are pictures and probes.
     """
 
     def __init__(
@@ -50,10 +49,7 @@ class Reports(keras.callbacks.Callback):
         steps: Steps,
         probe: "Probe",
         gallery: "Gallery",
-        *,
-        epochs: int,
-        dream_every: int,
-        probe_every: int,
+        config: Config,
     ) -> None:
         super().__init__()
         self._folder = folder
@@ -61,9 +57,7 @@ class Reports(keras.callbacks.Callback):
         self._steps = steps
         self._probe = probe
         self._gallery = gallery
-        self._epochs = epochs
-        self._dream_every = dream_every
-        self._probe_every = probe_every
+        self._config = config
         self.history = read_history(folder)
 
     def on_epoch_end(self, epoch, logs=None) -> None:
@@ -72,7 +66,7 @@ class Reports(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None) -> None:
         """Reports on the end, if a callback stopped training before its last epoch."""
-        if self._steps.step < self._epochs * self._steps.per_epoch:
+        if self._steps.step < self._config.epochs * self._steps.per_epoch:
             self.report(stopped=True)
 
     def report(self, logs: dict | None = None, *, stopped: bool = False) -> None:
@@ -85,7 +79,7 @@ class Reports(keras.callbacks.Callback):
         if self._steps.within_epoch:
             return
         epoch = self._steps.step // self._steps.per_epoch
-        key, last = str(epoch), stopped or epoch >= self._epochs
+        key, last = str(epoch), stopped or epoch >= self._config.epochs
         new = key not in self.history
         if logs is None:
             logs = self.model.get_metrics_result() if epoch else {}
@@ -95,7 +89,7 @@ class Reports(keras.callbacks.Callback):
             if self._shows(epoch, new, last, stopped):
                 self._gallery.draw(self.model)
             unknown = "probe/validation_accuracy" not in entry
-            every = self._probe_every
+            every = self._config.probe_every
             due = epoch == 0 or last or (every and epoch % every == 0)
             if self._probe.possible and unknown and due:
                 scores = self._probe(self.model)
@@ -109,9 +103,10 @@ class Reports(keras.callbacks.Callback):
         write_atomically(self._folder / "history.json", json.dumps(self.history, indent=1) + "\n")
 
     def _shows(self, epoch: int, new: bool, last: bool, stopped: bool) -> bool:
-        if not self._dream_every:
+        every = self._config.dream_every
+        if not every:
             return False
-        drawn = epoch % self._dream_every == 0
+        drawn = epoch % every == 0
         lost = last and not (self._folder / "figures" / "dreams.png").is_file()
         return (new and (last or drawn)) or (stopped and not drawn) or lost
 

@@ -128,32 +128,22 @@ def train(
                 f"{folder} must be on a disk that all workers share."
             )
         steps = Steps(first, steps_per_epoch, config.batch_size)
-        scheduled = [LearningRates(steps, rates, schedule)] if schedule else []
+        counted = [steps, LearningRates(steps, rates, schedule)] if schedule else [steps]
         guard = Guard(checkpoints, config.checkpoint_every, steps, saves=cluster.is_chief)
         if not cluster.is_chief:
-            _fit(
-                config, cluster, model, images, steps, guard, [steps, *scheduled, guard, *callbacks]
-            )
+            _fit(config, cluster, model, images, steps, guard, [*counted, guard, *callbacks])
             cluster.wait()  # for the chief, which exports
             return None
         with contextlib.closing(tf.summary.create_file_writer(str(folder / "logs"))) as writer:
             gallery = Gallery(train_set, folder, split_seed)
-            reports = Reports(
-                folder,
-                writer,
-                steps,
-                Probe(train_set, split_seed),
-                gallery,
-                epochs=config.epochs,
-                dream_every=config.dream_every,
-                probe_every=config.probe_every,
-            )
+            probe = Probe(train_set, split_seed)
+            reports = Reports(folder, writer, steps, probe, gallery, config)
             reports.set_model(model)
             with writer.as_default(step=0):
                 hparams.hparams(hyper_parameters(config))
             reports.report()  # of the untrained model, or what a crash prevented
             log = LossLog(writer, config.log_every, steps)
-            own = [steps, *scheduled, Progress(steps), log, guard, reports]
+            own = [*counted, Progress(steps), log, guard, reports]
             _fit(config, cluster, model, images, steps, guard, [*own, *callbacks])
             with model.averaged_weights():
                 gallery.embed(model)
@@ -329,12 +319,9 @@ def _fit(
                 continue
             of_epoch = min(end - first, steps.per_epoch)
             training.set_params({"epochs": config.epochs, "steps": of_epoch, "verbose": verbose})
+            arguments = (pool, config.batch_size, config.seed, first, end)
             model.fit(
-                cluster.batches(
-                    functools.partial(
-                        data.batches, pool, config.batch_size, config.seed, first, end
-                    )
-                ),
+                cluster.batches(functools.partial(data.batches, *arguments)),
                 initial_epoch=first // steps.per_epoch,
                 epochs=end // steps.per_epoch,
                 # Several replicas would take a step more, without images, to notice the end.
