@@ -26,45 +26,26 @@ from PIL import Image, ImageDraw, ImageFont
 IMAGE_SIZE = 32
 NUM_CLASSES = 10
 
-# Distribution on PyPI, files inside its import package, and the styles that complete their names.
-# The order is part of the dataset's definition: a face is drawn by its position in this table.
+_OF_SOURCE = ("Black", "BlackIt", "It", "Regular", "Semibold")
+# Distribution on PyPI, its font files, and the styles that complete their names. The order is part
+# of the dataset's definition: a face is drawn by its position in this table.
 _FACES = (
-    (
-        "matplotlib",
-        "mpl-data/fonts/ttf/DejaVuSans{}.ttf",
-        ("-Bold", "-BoldOblique", "-Oblique", ""),
-    ),
-    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSansMono{}.ttf", ("-Bold", "-BoldOblique", "")),
-    ("matplotlib", "mpl-data/fonts/ttf/DejaVuSerif{}.ttf", ("-Bold", "-BoldItalic", "-Italic", "")),
-    ("matplotlib", "mpl-data/fonts/ttf/STIXGeneral{}.ttf", ("", "Bol", "BolIta", "Italic")),
-    ("matplotlib", "mpl-data/fonts/ttf/cm{}10.ttf", ("b", "r", "ss", "ti", "tt")),
-    ("font-amatic-sc", "files/AmaticSC-{}.ttf", ("Bold",)),
-    ("font-caladea", "files/Caladea-{}.ttf", ("Bold", "BoldItalic", "Italic", "Regular")),
-    ("font-fjallaone", "files/FjallaOne-{}.ttf", ("Regular",)),
-    ("font-fredoka-one", "files/FredokaOne-{}.ttf", ("Regular",)),
-    (
-        "font-hanken-grotesk",
-        "files/HankenGrotesk-{}.otf",
-        ("Bold", "BoldItalic", "Italic", "Regular"),
-    ),
-    ("font-intuitive", "files/{}.ttf", ("Intuitive",)),
-    ("font-lato", "files/Lato-{}.ttf", ("Black", "BlackItalic", "Bold", "Italic", "Regular")),
-    ("font-manrope", "files/Manrope-{}.ttf", ("ExtraBold", "Regular", "SemiBold")),
-    (
-        "font-rhd",
-        "files/RedHatDisplay-{}.ttf",
-        ("Black", "BlackItalic", "Bold", "Italic", "Regular"),
-    ),
-    (
-        "font-source-sans-pro",
-        "files/SourceSansPro-{}.ttf",
-        ("Black", "BlackIt", "It", "Regular", "Semibold"),
-    ),
-    (
-        "font-source-serif-pro",
-        "files/SourceSerifPro-{}.ttf",
-        ("Black", "BlackIt", "It", "Regular", "Semibold"),
-    ),
+    ("matplotlib", "DejaVuSans{}.ttf", ("-Bold", "-BoldOblique", "-Oblique", "")),
+    ("matplotlib", "DejaVuSansMono{}.ttf", ("-Bold", "-BoldOblique", "")),
+    ("matplotlib", "DejaVuSerif{}.ttf", ("-Bold", "-BoldItalic", "-Italic", "")),
+    ("matplotlib", "STIXGeneral{}.ttf", ("", "Bol", "BolIta", "Italic")),
+    ("matplotlib", "cm{}10.ttf", ("b", "r", "ss", "ti", "tt")),
+    ("font-amatic-sc", "AmaticSC-{}.ttf", ("Bold",)),
+    ("font-caladea", "Caladea-{}.ttf", ("Bold", "BoldItalic", "Italic", "Regular")),
+    ("font-fjallaone", "FjallaOne-{}.ttf", ("Regular",)),
+    ("font-fredoka-one", "FredokaOne-{}.ttf", ("Regular",)),
+    ("font-hanken-grotesk", "HankenGrotesk-{}.otf", ("Bold", "BoldItalic", "Italic", "Regular")),
+    ("font-intuitive", "{}.ttf", ("Intuitive",)),
+    ("font-lato", "Lato-{}.ttf", ("Black", "BlackItalic", "Bold", "Italic", "Regular")),
+    ("font-manrope", "Manrope-{}.ttf", ("ExtraBold", "Regular", "SemiBold")),
+    ("font-rhd", "RedHatDisplay-{}.ttf", ("Black", "BlackItalic", "Bold", "Italic", "Regular")),
+    ("font-source-sans-pro", "SourceSansPro-{}.ttf", _OF_SOURCE),
+    ("font-source-serif-pro", "SourceSerifPro-{}.ttf", _OF_SOURCE),
 )
 
 _SPLIT_IDS = {"train": 0, "test": 1}
@@ -101,32 +82,26 @@ class Glyph(NamedTuple):
     box: tuple[int, ...]
 
 
-def face_names() -> tuple[str, ...]:
-    """The typefaces in the order in which they are numbered, as `<distribution>/<font file>`."""
-    return tuple(f"{package}/{file.rpartition('/')[2]}" for package, file in _face_files())
-
-
 @functools.cache
 def glyphs() -> tuple[tuple[Glyph, ...], ...]:
-    """The ten digits of each typeface, in the order of `face_names`, rasterised once per process.
+    """The ten digits of each typeface, as the typefaces are numbered, rasterised once per process.
 
     Raises:
         FileNotFoundError: If a font file or the package that ships it is missing.
     """
-    return tuple(_rasterise_face(package, file) for package, file in _face_files())
-
-
-def _face_files() -> list[tuple[str, str]]:
-    return [(package, file.format(style)) for package, file, styles in _FACES for style in styles]
+    files = [(package, file.format(style)) for package, file, styles in _FACES for style in styles]
+    return tuple(_rasterise_face(package, file) for package, file in files)
 
 
 def _rasterise_face(package: str, file: str) -> tuple[Glyph, ...]:
+    folder = "mpl-data/fonts/ttf" if package == "matplotlib" else "files"
     try:
-        data = (importlib.resources.files(package.replace("-", "_")) / file).read_bytes()
+        module = importlib.resources.files(package.replace("-", "_"))
+        data = (module / folder / file).read_bytes()
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise FileNotFoundError(
-            f"SynthDigits needs the typeface {file.rpartition('/')[2]} of the package {package}; "
-            f"install it with: pip install {package}"
+            f"SynthDigits needs the typeface {file} of the package {package}; install it with: "
+            f"pip install {package}"
         ) from error
 
     def load(size: int) -> ImageFont.FreeTypeFont:
@@ -377,6 +352,8 @@ class SynthDigits(tfds.core.GeneratorBasedBuilder):
     DEFAULT_BUILDER_CONFIG_NAME = "10k"
 
     def _info(self) -> tfds.core.DatasetInfo:
+        image = tfds.features.Image(shape=(IMAGE_SIZE, IMAGE_SIZE, 3), encoding_format="png")
+        label = tfds.features.ClassLabel(num_classes=NUM_CLASSES)
         return self.dataset_info_from_configs(
             description=(
                 "Generated 32x32 colour images of digits as on house numbers, for work without "
@@ -385,14 +362,7 @@ class SynthDigits(tfds.core.GeneratorBasedBuilder):
                 "noise vary from image to image. Images are drawn on this computer, each a "
                 "function of seed, split and index only."
             ),
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(
-                        shape=(IMAGE_SIZE, IMAGE_SIZE, 3), encoding_format="png"
-                    ),
-                    "label": tfds.features.ClassLabel(num_classes=NUM_CLASSES),
-                }
-            ),
+            features=tfds.features.FeaturesDict({"image": image, "label": label}),
             supervised_keys=("image", "label"),
             homepage="https://arxiv.org/abs/1409.7495",
             citation=(

@@ -78,28 +78,26 @@ def test_label_decides_the_centre_of_the_image():
 
 
 def test_every_face_draws_ten_different_digits():
-    faces = synth_digits.glyphs()
-    assert len(faces) == len(synth_digits.face_names()) == len(set(synth_digits.face_names()))
-    for name, face in zip(synth_digits.face_names(), faces, strict=True):
+    for number, face in enumerate(synth_digits.glyphs()):
         shapes = []
         for glyph in face:
             left, top, right, bottom = glyph.outline.getbbox()
             width, height = glyph.outline.size
-            assert min(left, top, width - right, height - bottom) > 0, f"{name} is cut"
+            assert min(left, top, width - right, height - bottom) > 0, f"{number} is cut"
             inked = glyph.fill.crop(glyph.fill.getbbox()).resize((24, 32))
             shapes.append(np.asarray(inked, float) / 255)
         for i in range(10):
             for j in range(i):
-                assert np.abs(shapes[i] - shapes[j]).mean() > 0.05, (name, j, i)
+                assert np.abs(shapes[i] - shapes[j]).mean() > 0.05, (number, j, i)
 
 
 def test_faces_differ():
-    drawn = {b"".join(glyph.fill.tobytes() for glyph in face) for face in synth_digits.glyphs()}
-    assert len(drawn) == len(synth_digits.face_names())
+    drawn = [b"".join(glyph.fill.tobytes() for glyph in face) for face in synth_digits.glyphs()]
+    assert len(set(drawn)) == len(drawn) == 55
 
 
 def test_missing_face_is_named(monkeypatch):
-    monkeypatch.setattr(synth_digits, "_FACES", (("font-absent", "files/{}.ttf", ("Absent",)),))
+    monkeypatch.setattr(synth_digits, "_FACES", (("font-absent", "{}.ttf", ("Absent",)),))
     with pytest.raises(FileNotFoundError, match=r"Absent\.ttf.*pip install font-absent"):
         synth_digits.glyphs.__wrapped__()
 
