@@ -89,15 +89,9 @@ def resolve(dataset: str) -> Path | None:
     folder = Path(dataset).expanduser()
     if dataset and folder.is_dir():
         return folder
-    near = difflib.get_close_matches(name.lower(), DATASETS, n=2, cutoff=0.5)
-    raise UsageError(
-        f"--dataset={dataset} is neither a data set nor an existing folder. "
-        + (
-            f"Did you mean {' or '.join(near)}?"
-            if near
-            else f"The data sets are {', '.join(DATASETS)}."
-        )
-    )
+    near = " or ".join(difflib.get_close_matches(name.lower(), DATASETS, n=2, cutoff=0.5))
+    advice = f"Did you mean {near}?" if near else f"The data sets are {', '.join(DATASETS)}."
+    raise UsageError(f"--dataset={dataset} is neither a data set nor an existing folder. {advice}")
 
 
 def load(
@@ -256,11 +250,10 @@ def _load_prepared(dataset: str, split: str, data_dir: str | None, image_size: i
             images[read : read + len(classes)] = _fit(pictures, image_size)
             labels[read : read + len(classes)] = classes
             read += len(classes)
+        if read != expected:
+            raise ValueError(f"{read} of {expected} images of '{split}' are there")
     except (tf.errors.OpError, OSError, ValueError, KeyError) as error:
         raise RunError(_damaged(dataset, builder.data_dir, error)) from error
-    if read != expected:
-        short = ValueError(f"{read} of {expected} images of '{split}' are there")
-        raise RunError(_damaged(dataset, builder.data_dir, short))
     return ImageSet(images, labels, tuple(builder.info.features["label"].names))
 
 
@@ -313,14 +306,14 @@ def _load_folder(folder: Path, split: str, image_size: int) -> ImageSet:
         raise UsageError(
             f"{folder} has both folders of classes and images beside them: {loose[0]}."
         )
-    files = [(number, 0, path) for number, path in enumerate(loose)]
-    for label, name in enumerate(class_names):
-        if (root / name).is_dir():
-            pictures = _pictures(root / name)
-            files += [(number, label, path) for number, path in enumerate(pictures)]
+    files = sorted(  # classes take turns, so that the first images are of all classes
+        (number, label, path)
+        for label, folder in enumerate([root / name for name in class_names] or [root])
+        if folder.is_dir()
+        for number, path in enumerate(_pictures(folder))
+    )
     if not files:
         raise UsageError(f"{root} has no images ({', '.join(sorted(_SUFFIXES))}).")
-    files.sort()  # classes take turns, so that the first images are of all classes
     images = np.stack([_read(path, image_size) for _, _, path in files])
     labels = np.array([label for _, label, _ in files], np.int64) if class_names else None
     return ImageSet(images, labels, class_names)

@@ -21,14 +21,6 @@ _MIXINGS = {
     "component": mixing.ComponentMixing,
     "many_memories": mixing.ManyMemoriesMixing,
 }
-_AUGMENTATIONS = {
-    "shift": augmentations.Shift,
-    "rotation": augmentations.Rotation,
-    "flip": augmentations.Flip,
-    "grey": augmentations.Grey,
-    "blur": augmentations.Blur,
-    "noise": augmentations.Noise,
-}
 
 
 def build_model(config: Config, **parts) -> PAD:
@@ -87,7 +79,12 @@ def _perturbation(config: Config, names: tuple[str, ...]) -> Part:
         ),
         "crop": lambda: augmentations.Crop((config.crop_area, 1.0)),
         "colour": lambda: augmentations.Colour(config.colour_strength),
-        **_AUGMENTATIONS,
+        "shift": augmentations.Shift,
+        "rotation": augmentations.Rotation,
+        "flip": augmentations.Flip,
+        "grey": augmentations.Grey,
+        "blur": augmentations.Blur,
+        "noise": augmentations.Noise,
     }
     parts = [made[name]() for name in names]
     return parts[0] if len(parts) == 1 else augmentations.Chain(parts)

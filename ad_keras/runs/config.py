@@ -147,9 +147,7 @@ class Config:
     precision: str = flag("float32", _TRAINING, "of the networks", ("float32", "mixed_bfloat16"))
     seed: int = flag(0, _TRAINING, "seed of weights, order of images, noise and masks")
     hold_out: bool = flag(
-        False,
-        _TRAINING,
-        "do not train on the tenth of the training images that scores the probe",
+        False, _TRAINING, "do not train on the tenth of the training images that scores the probe"
     )
 
     strategy: str = flag(
@@ -197,10 +195,8 @@ class Config:
             enough = self.hippocampus_capacity >= self.batch_size
             allowed = f"at least --batch_size ({self.batch_size})"
             self._require("hippocampus_capacity", enough, allowed)
-        weights = ("kl_weight", "external_weight", "gradient_penalty_weight")
-        for name in (*weights, "wake_noise_variance", "train_examples", "seed"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("dream_every", "probe_every"):
+        weights = ("kl_weight", "external_weight", "gradient_penalty_weight", "wake_noise_variance")
+        for name in (*weights, "train_examples", "seed", "dream_every", "probe_every"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("seed", self.seed < 2**63, "a number of 64 bits")
         self._require("batch_size", self.batch_size >= 2, "at least 2: one image has no variance")

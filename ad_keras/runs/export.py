@@ -144,9 +144,7 @@ def _raw_encoder(encoder: keras.Model) -> keras.Model:
         outputs["external_logit"]
     )
     raw = keras.Model(
-        images,
-        {"latent": outputs["latent"], "external_probability": probability},
-        name="encoder",
+        images, {"latent": outputs["latent"], "external_probability": probability}, name="encoder"
     )
     return copy_weights(encoder, raw)
 

@@ -16,11 +16,7 @@ from ad_keras.runs.export import copy_weights, load_encoder
 from ad_keras.runs.folder import load_config, read_record
 from ad_keras.runs.parts import describe_model, difference
 
-_READOUTS = {
-    "probe": "mean_of_seeds",
-    "ridge_probe": "accuracy",
-    "logistic_probe": "accuracy",
-}
+_READOUTS = {"probe": "mean_of_seeds", "ridge_probe": "accuracy", "logistic_probe": "accuracy"}
 
 
 def restore_run(
