@@ -20,9 +20,7 @@ class RunError(RuntimeError):
 class Interrupted(RunError):
     """A signal ended the run, which can be continued.
 
-    Args:
-        message: what to say.
-        exit_status: 128 and the signal's number, as shells have it.
+    The exit status is 128 and the signal's number, as shells have it.
     """
 
     def __init__(self, message: str, exit_status: int) -> None:
@@ -33,8 +31,7 @@ class Interrupted(RunError):
 def first_line(error: Exception) -> str:
     """The cause of an error in one line, without a full stop.
 
-    Args:
-        error: whose text may begin with where in a graph TensorFlow met it, which is left out.
+    Where in a graph TensorFlow met it, with which the text may begin, is left out.
     """
     for line in map(str.strip, str(error).splitlines()):
         if line and not line.startswith(_NO_CAUSE):

@@ -161,10 +161,9 @@ def connect(strategy: str) -> Cluster:
 
 
 def refuse_workers(reason: str) -> None:
-    """Refuses a `TF_CONFIG` of several workers to what only training shares among them.
+    """Refuses a `TF_CONFIG` of several workers with a reason: why, and what to do.
 
-    Args:
-        reason: why, and what to do.
+    Only training is shared among workers.
 
     Raises:
         UsageError: if `TF_CONFIG` names several workers, or is wrong.

@@ -16,11 +16,7 @@ def count() -> int:
 
 
 def gather(part: tf.Tensor) -> tf.Tensor:
-    """The whole mini-batch [B, ...], the same on all replicas; gradients flow back.
-
-    Args:
-        part: [B / replicas, ...], of this replica.
-    """
+    """Joins the replicas' parts [B / replicas, ...] to [B, ...] on all; gradients flow back."""
     if count() == 1:
         return part
     size, rest = tf.shape(part)[0], tf.shape(part)[1:]
@@ -34,10 +30,9 @@ def gather(part: tf.Tensor) -> tf.Tensor:
 
 
 def own(whole: tf.Tensor) -> tf.Tensor:
-    """This replica's part [B / replicas, ...] of something that is the same on all of them.
+    """This replica's part [B / replicas, ...] of something [B, ...] that is the same on all.
 
-    Args:
-        whole: [B, ...] with B a multiple of the number of replicas.
+    B is a multiple of the number of replicas.
     """
     if count() == 1:
         return whole
@@ -55,9 +50,7 @@ def mean(value: tf.Tensor) -> tf.Tensor:
 def normal(part: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     """Standard normal noise, this replica's part of what is drawn for the whole mini-batch.
 
-    Args:
-        part: [B / replicas, N], which has the shape of the result.
-        key: integer [2], of the stateless draw.
+    It has the shape of `part`, [B / replicas, N]. The key, integer [2], is of the stateless draw.
     """
     return own(draws.normal(tf.shape(part) * [count(), 1], key))
 

@@ -283,15 +283,9 @@ def _centres(size: int) -> tf.Tensor:
 
 
 def _resample(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """The images at other places, by linear interpolation; beyond the border it is the border's.
+    """The images, [B, H, W, C], at other places, by linear interpolation; beyond the border, its.
 
-    Args:
-        images: [B, H, W, C].
-        rows: [B, H, W], or what broadcasts to that, in pixels from the first one's centre.
-        columns: likewise.
-
-    Returns:
-        [B, H, W, C].
+    Rows and columns are [B, H, W], or broadcast to that, in pixels from the first one's centre.
     """
     height, width = images.shape[1:3]
     rows = tf.clip_by_value(rows, 0.0, height - 1.0)

@@ -252,10 +252,7 @@ class PAD(keras.Model):
         return [variable for network in networks for variable in network.trainable_variables]
 
     def call(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Perceives images, as `predict` does.
-
-        Args:
-            images: [B, H, W, C], uint8, or float in [-1, 1].
+        """Perceives images [B, H, W, C], uint8, or float in [-1, 1], as `predict` does.
 
         Returns:
             `latent` [B, latent_dim], `external_probability` [B] in [0, 1] and `reconstruction`
@@ -296,16 +293,10 @@ class PAD(keras.Model):
         return self.get_metrics_result()
 
     def wake(self, images: tf.Tensor) -> tf.Tensor:
-        """Learns from external images, and to rebuild them.
+        """Learns from external images X, [B, H, W, C] in [-1, 1], and to rebuild them.
 
         E and d descend all of wake's losses; G descends the reconstruction loss, the only one that
-        depends on it.
-
-        Args:
-            images: X, [B, H, W, C] in [-1, 1].
-
-        Returns:
-            Z, [B, latent_dim], from before the update.
+        depends on it. Returns Z, [B, latent_dim], from before the update.
         """
         with tf.GradientTape() as tape:
             losses, latents = self._wake_losses(images, self._key("wake"))
@@ -314,13 +305,10 @@ class PAD(keras.Model):
         return latents
 
     def nrem(self, latents: tf.Tensor, recalled: tf.Tensor) -> None:
-        """Perturbed dreaming: E recovers latents from perturbed replays of them.
+        """Perturbed dreaming: E recovers latents from perturbed replays of them. Only E learns.
 
-        Only E learns.
-
-        Args:
-            latents: Z, [B, latent_dim], the newest memories.
-            recalled: [B, latent_dim], older memories, for the condition that replays mixtures.
+        The latents Z, [B, latent_dim], are the newest memories. Those recalled, as many, are older
+        ones, for the condition that replays mixtures.
         """
         with tf.GradientTape() as tape:
             loss = self._total(self._nrem_losses(latents, recalled, self._key("nrem")))
@@ -329,11 +317,8 @@ class PAD(keras.Model):
     def rem(self, latents: tf.Tensor, recalled: tf.Tensor) -> None:
         """Adversarial dreaming: d tells dreams of mixed memories from external images.
 
-        E and d descend the internal loss. G ascends it, or descends what the adversary says.
-
-        Args:
-            latents: Z, [B, latent_dim], the newest memories.
-            recalled: Z_old, [B, latent_dim], older memories.
+        E and d descend the internal loss. G ascends it, or descends what the adversary says. The
+        newest memories are Z, [B, latent_dim]; older ones, Z_old, are recalled, as many.
         """
         with tf.GradientTape(persistent=True) as tape:
             losses, logits = self._rem_losses(latents, recalled, self._key("rem"))

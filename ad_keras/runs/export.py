@@ -96,10 +96,7 @@ def check_export_folder(folder: str | Path, run_folder: Path | None = None) -> N
 
 
 def load_encoder(path: str | Path) -> keras.Model:
-    """Loads an exported encoder for use or fine-tuning.
-
-    Args:
-        path: the folder that an export wrote.
+    """Loads the encoder of an export's folder, for use or fine-tuning.
 
     Returns:
         A trainable functional model from `images`, uint8 [B, H, W, C], to the dictionary
@@ -118,14 +115,9 @@ def load_encoder(path: str | Path) -> keras.Model:
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> keras.Model:
-    """Copies weights layer by layer, by the names of the layers, since their order may differ.
+    """Copies weights by the names of layers, whose order may differ, and returns the target.
 
-    Args:
-        source: a network.
-        target: a network with layers of the same names and shapes, and maybe more.
-
-    Returns:
-        `target`.
+    It has layers of the same names and shapes as the source, and maybe more.
 
     Raises:
         ValueError: if a layer is missing, or of another shape.
@@ -158,15 +150,11 @@ def _float32(generator: keras.Model) -> keras.Model:
 def _rebuilt(
     network: keras.Model, inputs: keras.KerasTensor, before: keras.layers.Layer | None = None
 ) -> keras.Model:
-    """A copy of a network in float32, of built-in layers where they are this package's.
+    """A copy of a functional network in float32, of built-in layers where they are this package's.
 
     Without this package's layers, what is saved loads without it. The copy is flat, so that a
-    model of one output holds no weights of the other.
-
-    Args:
-        network: functional.
-        inputs: of the copy.
-        before: a layer between them and the layers that take them.
+    model of one output holds no weights of the other. Between its inputs and the layers that take
+    them may be another layer, `before`.
     """
 
     def built_in(layer: keras.layers.Layer) -> keras.layers.Layer:

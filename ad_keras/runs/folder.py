@@ -149,12 +149,7 @@ def read_record(folder: Path, name: str) -> dict:
 
 
 def refuse_other_flags(saved: Config, wanted: Config, kind: FolderKind = RUN) -> None:
-    """Refuses to continue a run as another one.
-
-    Args:
-        saved: the flags that the run was started with.
-        wanted: those to continue it with.
-        kind: of folder, if it is not a run's.
+    """Refuses to continue a run, begun with the saved flags, as another one, with those wanted.
 
     Raises:
         UsageError: naming the flags that differ, if weights depend on them.

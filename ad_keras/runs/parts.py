@@ -13,11 +13,7 @@ _PASSING = ("name", "dtype")
 
 
 def describe_model(model: PAD) -> dict:
-    """The parts of a model, its settings and the shapes of its weights, as JSON has them.
-
-    Args:
-        model: compiled.
-    """
+    """The parts of a compiled model, its settings and the shapes of its weights, as in JSON."""
     config, compiled = model.get_config(), model.get_compile_config()
     described = {name: value for name, value in config.items() if name not in _NETWORKS}
     for network in _NETWORKS:
@@ -28,12 +24,7 @@ def describe_model(model: PAD) -> dict:
 
 
 def difference(before: dict, now: dict) -> str:
-    """What differs between two models, in a phrase; empty if nothing does.
-
-    Args:
-        before: from `describe_model`.
-        now: likewise.
-    """
+    """What differs between two models that `describe_model` described, in a phrase, maybe empty."""
     # A run of an earlier version says nothing of the settings that came later.
     later = {
         name: setting.default

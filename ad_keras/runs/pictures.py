@@ -37,18 +37,13 @@ def wake_rows(model: PAD, images: np.ndarray) -> Rows:
 def nrem_rows(model: PAD, images: np.ndarray, seed: int) -> Rows:
     """NREM dreams: replayed memories, the same perturbed, and what the encoder makes of them.
 
-    Args:
-        model: a PAD model.
-        images: uint8 [N, H, W, 3], whose latents are replayed.
-        seed: of the perturbations, drawn for each image by itself.
+    The latents of images, uint8 [N, H, W, 3], are replayed. The seed gives
+    each of them a perturbation of its own.
     """
     dreams = model.generator(_encode(model, images))
     perturbed = perturb_each(model.perturbation, dreams, [seed, 1])
-    return [
-        ("image", images),
-        ("replayed", to_pixels(dreams).numpy()),
-        *_recovered_rows(model, perturbed, "perturbed"),
-    ]
+    replayed = [("image", images), ("replayed", to_pixels(dreams).numpy())]
+    return replayed + _recovered_rows(model, perturbed, "perturbed")
 
 
 def occlusion_rows(
@@ -56,14 +51,9 @@ def occlusion_rows(
 ) -> Rows:
     """NREM dreams more and more occluded, each row above what the encoder makes of it.
 
-    A tile that is hidden in one row is hidden in all that are occluded more.
-
-    Args:
-        model: a PAD model.
-        images: uint8 [N, H, W, 3], whose latents are replayed.
-        probabilities: of occluding a tile, in [0, 1], one for each pair of rows.
-        tile: side of the tiles in pixels.
-        seed: of the occlusions, one for each image.
+    The latents of images, uint8 [N, H, W, 3], are replayed. Each pair of rows has a probability, in
+    [0, 1], of occluding a tile, whose side is `tile` pixels. A tile that is hidden in one row is
+    hidden in all that are occluded more. The seed is of the occlusions, one for each image.
     """
     dreams = model.generator(_encode(model, images))
     tiles = tf.fill([len(images)], tile)
@@ -78,31 +68,18 @@ def occlusion_rows(
 def rem_rows(model: PAD, images: np.ndarray, partners: np.ndarray, seed: int) -> Rows:
     """REM dreams below the two memories that each of them mixes.
 
-    Args:
-        model: a PAD model.
-        images: uint8 [N, H, W, 3], the newer memories.
-        partners: uint8 [N, H, W, 3], the older memories.
-        seed: of the noise.
+    Newer ones are `images`, older ones `partners`, uint8 [N, H, W, 3]. The seed is of the noise.
     """
     mixed = model.mixing(_encode(model, images), _encode(model, partners), [seed, 2])
-    return [
-        ("newer memory", images),
-        ("older memory", partners),
-        ("dream", _generate(model, mixed)),
-    ]
+    dreams = _generate(model, mixed)
+    return [("newer memory", images), ("older memory", partners), ("dream", dreams)]
 
 
 def traversal_rows(model: PAD, starts: np.ndarray, ends: np.ndarray, steps: int) -> Rows:
-    """Walks from the latent of one memory to that of another; see `walk`.
+    """Walks from the latent of one memory to that of another, both uint8 [N, H, W, 3]; see `walk`.
 
-    Args:
-        model: a PAD model.
-        starts: uint8 [N, H, W, 3].
-        ends: uint8 [N, H, W, 3].
-        steps: images of a walk, the reconstructions of both memories included.
-
-    Returns:
-        N named rows of images, each [steps + 2, H, W, 3]: the walk between its two memories.
+    Each of the N rows, [steps + 2, H, W, 3], is a walk of so many steps, the reconstructions of
+    both memories included, between its two memories.
     """
     rows = []
     first, last = _encode(model, starts).numpy(), _encode(model, ends).numpy()
@@ -135,12 +112,7 @@ def walk(first: np.ndarray, last: np.ndarray, steps: int) -> np.ndarray:
 
 
 def loop(model: PAD, images: np.ndarray, steps: int) -> np.ndarray:
-    """A walk from memory to memory and back to the first.
-
-    Args:
-        model: a PAD model.
-        images: uint8 [N, H, W, 3], the memories.
-        steps: from one memory to the next.
+    """A walk from memory to memory, uint8 [N, H, W, 3], in `steps` each, and back to the first.
 
     Returns:
         uint8 [N * steps, H, W, 3]. Image k * steps is the reconstruction of memory k; the step
@@ -153,16 +125,10 @@ def loop(model: PAD, images: np.ndarray, steps: int) -> np.ndarray:
 
 
 def overview(model: PAD, images: np.ndarray, seed: int) -> np.ndarray:
-    """All that the model makes of some memories, as one sheet.
+    """All that the model makes of some memories, as one sheet, uint8 [height, width, 3].
 
-    Args:
-        model: a PAD model.
-        images: uint8 [N, H, W, 3], the memories; N is at least 4. Where two are needed, the
-            second is the next image.
-        seed: of occlusions and noise.
-
-    Returns:
-        uint8 [height, width, 3].
+    The memories are uint8 [N, H, W, 3]; N is at least 4. Where two are needed, the second is the
+    next image. The seed is of occlusions and noise.
     """
     nexts = np.roll(images, -1, axis=0)
     sections = {
@@ -179,11 +145,7 @@ def overview(model: PAD, images: np.ndarray, seed: int) -> np.ndarray:
 
 
 def sheet(rows: Rows, heading: str | None = None) -> np.ndarray:
-    """Draws rows of images under a heading, with their names at the left, on white.
-
-    Returns:
-        uint8 [height, width, 3].
-    """
+    """Draws rows under a heading, their names at the left, on white: uint8 [height, width, 3]."""
     columns, side = rows[0][1].shape[:2]
     side = max(side, _PIXELS)
     cell = side + _GAP
@@ -204,12 +166,9 @@ def sheet(rows: Rows, heading: str | None = None) -> np.ndarray:
 
 
 def save_loop(path: Path, images: np.ndarray, pause_every: int) -> None:
-    """Writes an animated GIF that repeats for ever.
+    """Writes images, uint8 [N, H, W, 3], as an animated GIF that repeats for ever.
 
-    Args:
-        path: of the file.
-        images: uint8 [N, H, W, 3], in their order.
-        pause_every: images from one that is shown for longer to the next, from the first on.
+    From the first on, one in every `pause_every` is shown for longer.
     """
     scale = max(1, _LOOP_PIXELS // images.shape[1])
     large = images.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -220,7 +179,7 @@ def save_loop(path: Path, images: np.ndarray, pause_every: int) -> None:
     first.save(path, save_all=True, append_images=others, duration=durations.tolist(), loop=0)
 
 
-def _recovered_rows(model: PAD, perturbed: tf.Tensor, name: str) -> Rows:
+def _recovered_rows(model: PAD, perturbed: tf.Tensor, name: str) -> list:
     """Perturbed dreams [N, H, W, 3], and what the encoder makes of them."""
     recovered = model.encoder(perturbed)["latent"]
     return [(name, to_pixels(perturbed).numpy()), ("recovered", _generate(model, recovered))]

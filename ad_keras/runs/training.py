@@ -255,10 +255,7 @@ def _run_folder(config: Config, cluster: Cluster, records: Mapping[str, dict]) -
 class _OneTraining(keras.callbacks.CallbackList):
     """Makes one training, for callbacks, of the two `fit` that continue a run within an epoch.
 
-    Args:
-        callbacks: to call.
-        means: values of the metrics' variables in the epoch that is continued, which `fit` resets.
-        **options: of `keras.callbacks.CallbackList`.
+    `means` are the metrics' variables in the epoch that is continued, which `fit` resets.
     """
 
     def __init__(self, callbacks: Sequence, means: Sequence[np.ndarray], **options) -> None:

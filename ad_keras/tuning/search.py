@@ -176,12 +176,7 @@ def _oracle(flags: TuneConfig) -> keras_tuner.Oracle:
 
 
 class _Tuner(keras_tuner.Tuner):
-    """Trains what the oracle chooses.
-
-    Args:
-        flags: of the search.
-        part: of this process.
-    """
+    """Trains what the oracle chooses."""
 
     def __init__(self, flags: TuneConfig, part: str) -> None:
         self._flags, self._part = flags, part
