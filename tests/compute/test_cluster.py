@@ -280,10 +280,7 @@ def test_programs_that_do_not_share_their_work_refuse_a_cluster(
 
 @pytest.mark.parametrize(
     ("strategy", "told"),
-    [
-        ("multi_worker", "needs the environment variable TF_CONFIG"),
-        ("tpu", "finds no TPU"),
-    ],
+    [("multi_worker", "needs the environment variable TF_CONFIG"), ("tpu", "finds no TPU")],
 )
 def test_a_missing_cluster_is_one_line(strategy, told, tmp_path, monkeypatch, refusal):
     monkeypatch.chdir(tmp_path)

@@ -80,8 +80,3 @@ def test_saved_and_loaded_parts_are_the_same_with_and_without_xla(mixing):
     newer, older = normal(0, 4), normal(1, 4)
     compiled = tf.function(loaded, jit_compile=True)(newer, older, tf.constant(KEY, tf.int64))
     np.testing.assert_allclose(mixing(newer, older, KEY), compiled, rtol=1e-5, atol=1e-6)
-
-
-def test_no_older_memory_is_refused():
-    with pytest.raises(ValueError, match=r"^older is 0, but must be at least 1\.$"):
-        ManyMemoriesMixing(older=0)

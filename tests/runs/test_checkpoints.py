@@ -178,10 +178,7 @@ class TestOtherFlags:
         config = tiny(tmp_path, dataset=str(images), epochs=1)
         quick_train(config)
         owls = images / "train" / "owl"
-        for file, told in (
-            ("16.png", "but now there are 49"),
-            ("00.png", "they are not the same"),
-        ):
+        for file, told in (("16.png", "but now there are 49"), ("00.png", "they are not the same")):
             shutil.copy(owls / "01.png", owls / file)
             with pytest.raises(UsageError) as error:
                 train(dataclasses.replace(config, epochs=2))

@@ -121,10 +121,6 @@ def test_defaults_are_the_papers():
     assert (config.base_filters, config.batch_size, config.epochs) == (64, 64, 50)
     assert (config.encoder_learning_rate, config.generator_learning_rate) == (2e-4, 2e-4)
     assert (config.beta_1, config.beta_2) == (0.5, 0.999)
-    assert (config.mix_recent, config.mix_memories) == (0.5, 0.5)
-    assert (config.occlusion_min, config.occlusion_max) == (0, 1)
-    assert (config.tile_min, config.tile_max, config.mask_per) == (1, 8, "batch")
-    assert config.phases == ("wake", "nrem", "rem")
 
 
 @pytest.mark.parametrize("name", OTHER_VALUES)
