@@ -159,15 +159,10 @@ def example_at(seed: int, split: str, index: int) -> tuple[np.ndarray, int]:
 
 
 def render(rng: np.random.Generator, digit: int) -> np.ndarray:
-    """Draws a crop of a house number, centred on one digit.
+    """Draws a crop of a house number, centred on a digit, 0 to 9: RGB, uint8 of shape (32, 32, 3).
 
-    Args:
-        rng: Source of everything but the digit: typeface, neighbours, geometry, colours,
-            background and image quality.
-        digit: The digit in the centre, 0 to 9.
-
-    Returns:
-        RGB image, uint8 of shape (32, 32, 3).
+    The generator is the source of all but the digit: typeface, neighbours, geometry, colours,
+    background and image quality.
     """
     fill, outline = _draw_masks(rng, digit)
     background, ink, contrast = _draw_colours(rng)

@@ -53,14 +53,8 @@ class Hippocampus(keras.layers.Layer):
         return tf.where(remembered, self.latents[:count], latents)
 
     def _zeros(self, name: str, shape: tuple, dtype: str | None = None) -> keras.Variable:
-        return self.add_weight(
-            shape=shape,
-            initializer="zeros",
-            dtype=dtype,
-            trainable=False,
-            aggregation="only_first_replica",
-            name=name,
-        )
+        state = {"trainable": False, "aggregation": "only_first_replica"}
+        return self.add_weight(shape, "zeros", dtype, name=name, **state)
 
     def _fitting(self, latents: tf.Tensor) -> tf.Tensor:
         count = latents.shape[0] or tf.shape(latents)[0]

@@ -176,9 +176,7 @@ class PAD(keras.Model):
                 part.build(latents_shape)
                 part.built = True
         state = {"trainable": False, "aggregation": "only_first_replica"}
-        self.step = self.add_weight(
-            shape=(), initializer="zeros", dtype="int64", name="step", **state
-        )
+        self.step = self.add_weight((), "zeros", "int64", name="step", **state)
         self.averages = [
             self.add_weight(
                 shape=weight.shape,

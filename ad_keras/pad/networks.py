@@ -90,21 +90,12 @@ def build_generator(
 ) -> keras.Model:
     """Generator G, the encoder's mirror image.
 
-    Args:
-        image_size: as in `build_encoder`.
-        channels: as in `build_encoder`.
-        latent_dim: as in `build_encoder`.
-        base_filters: filters in front of the last transposed convolution.
-        seed: of the initial weights.
-        dtype: as in `build_encoder`.
-        network: as in `build_encoder`.
+    Arguments and errors are those of `build_encoder`; `base_filters` are those in front of the last
+    transposed convolution.
 
     Returns:
         A functional model from `latent` [B, latent_dim] to images
         [B, image_size, image_size, channels] in [-1, 1].
-
-    Raises:
-        ValueError: if `image_size` or `network` is not possible.
     """
     blocks, residual = _blocks(image_size), _is_residual(network)
     layers = _Layers(seed, 1, dtype)

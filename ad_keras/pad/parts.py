@@ -33,13 +33,7 @@ class Part:
 
 
 def require(holds: bool, name: str, value, allowed: str) -> None:
-    """Refuses an argument of a constructor.
-
-    Args:
-        holds: whether the value is possible.
-        name: of the argument.
-        value: that was given.
-        allowed: what it may be.
+    """Refuses the value of a constructor's argument that is not what it may be.
 
     Raises:
         ValueError: in one line, if it does not hold.

@@ -43,11 +43,9 @@ def build_model(config: Config, **parts) -> PAD:
     }
     same = {name: getattr(config, name) for name in SETTINGS}
     model = PAD(build_encoder(**shape), build_generator(**shape), **same | described | parts)
-    encoder_optimizer, generator_optimizer = (
-        FusedAdam(rate, beta_1=config.beta_1, beta_2=config.beta_2, epsilon=1e-8)
-        for rate in (config.encoder_learning_rate, config.generator_learning_rate)
-    )
-    model.compile(encoder_optimizer, generator_optimizer)
+    rates = (config.encoder_learning_rate, config.generator_learning_rate)
+    betas = {"beta_1": config.beta_1, "beta_2": config.beta_2}
+    model.compile(*(FusedAdam(rate, **betas, epsilon=1e-8) for rate in rates))
     return model
 
 

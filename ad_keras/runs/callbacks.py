@@ -1,7 +1,6 @@
 """What happens beside the training steps: the count of steps, progress, logs and checkpoints."""
 
 import collections
-import contextlib
 import signal
 import time
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ad_keras.cli import on_signals
 from ad_keras.errors import Interrupted, RunError
 from ad_keras.runs.checkpoints import Checkpoints
 
@@ -154,8 +152,8 @@ class LossLog(keras.callbacks.Callback):
 class Guard(keras.callbacks.Callback):
     """Saves checkpoints, and ends training in order: when interrupted, or when a loss diverges.
 
-    While it is in charge, SIGINT and SIGTERM end training after the present step; a second
-    signal ends the process at once, leaving the last checkpoint.
+    Signals that it notes end training after the present step; a second one ends the process at
+    once, leaving the last checkpoint.
 
     Args:
         checkpoints: where to save.
@@ -173,10 +171,6 @@ class Guard(keras.callbacks.Callback):
         self._steps = steps
         self._saves = saves
         self._signal = None
-
-    def in_charge(self) -> contextlib.AbstractContextManager:
-        """Where signals are taken care of."""
-        return on_signals(self._note)
 
     def on_train_batch_end(self, batch, logs=None) -> None:
         """Looks at the losses, then at the time to save."""
@@ -214,6 +208,7 @@ class Guard(keras.callbacks.Callback):
             128 + self._signal,
         )
 
-    def _note(self, number: int, _frame) -> None:
+    def note(self, number: int, _frame) -> None:
+        """Handles a signal."""
         self._signal = number
         signal.signal(number, signal.SIG_DFL)

@@ -44,7 +44,7 @@ class Checkpoints:
             generator_optimizer=model.generator_optimizer,
         )
         # The losses since the epoch's start too: a report that a crash prevented needs them.
-        means = [variable.value for metric in model.metrics for variable in metric.variables]
+        means = [variable.value for variable in model.metrics_variables]
         self._checkpoint = tf.train.Checkpoint(model=state, means=means)
         root = run_folder / "checkpoints"
         self._recent = tf.train.CheckpointManager(
@@ -55,10 +55,7 @@ class Checkpoints:
         )
 
     def save(self, epoch: int | None = None) -> None:
-        """Saves the present state.
-
-        Args:
-            epoch: how many epochs are completed, at the end of one.
+        """Saves the present state; at the end of an epoch, `epoch` says how many are completed.
 
         Raises:
             RunError: if a weight is not finite (nothing is saved then), or the disk refuses.

@@ -240,7 +240,7 @@ class Config:
         """The folder of the run."""
         if self.run_dir:
             return Path(self.run_dir).expanduser()
-        if _is_path(self.dataset):
+        if self.dataset.startswith((".", "/", "~")) or Path(self.dataset).is_dir():
             name = Path(self.dataset).expanduser().resolve().name
         else:
             name = self.dataset.replace("/", "_")
@@ -283,7 +283,3 @@ RUN_ONLY = frozenset({"data_dir", "epochs"}) | {
 }
 """Flags that a continued run may change: no weight at a given step depends on them, except for
 rounding, which other devices do differently, and for `epochs` with a cosine schedule."""
-
-
-def _is_path(dataset: str) -> bool:
-    return dataset.startswith((".", "/", "~")) or Path(dataset).is_dir()

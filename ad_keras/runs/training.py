@@ -14,6 +14,7 @@ import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
 from ad_keras import data
+from ad_keras.cli import on_signals
 from ad_keras.compute.cluster import Cluster, connect
 from ad_keras.errors import RunError, UsageError
 from ad_keras.pad.model import PAD
@@ -272,7 +273,7 @@ class _OneTraining(keras.callbacks.CallbackList):
     def on_epoch_begin(self, epoch, logs=None) -> None:
         """Puts the means of the epoch that is continued back."""
         if self._means:
-            for variable, value in zip(_mean_variables(self.model), self._means, strict=True):
+            for variable, value in zip(self.model.metrics_variables, self._means, strict=True):
                 variable.assign(value)
         self._means = ()
         super().on_epoch_begin(epoch, logs)
@@ -284,10 +285,6 @@ class _OneTraining(keras.callbacks.CallbackList):
     def finish(self) -> None:
         """Tells of the end."""
         super().on_train_end(self._last_logs)
-
-
-def _mean_variables(model: PAD) -> list[keras.Variable]:
-    return [variable for metric in model.metrics for variable in metric.variables]
 
 
 def _fit(
@@ -306,10 +303,10 @@ def _fit(
     # Once for all epochs: a copy for each would stay until Python looks for cycles of references.
     with tf.device("CPU"):
         pool = tf.convert_to_tensor(images)
-    means = [variable.numpy() for variable in _mean_variables(model)] if begin < whole else []
+    means = [variable.numpy() for variable in model.metrics_variables] if begin < whole else []
     training = _OneTraining(callbacks, means, add_history=True, model=model)
     verbose = 1 if sys.stdout.isatty() else 2  # a bar for people, a line an epoch for files
-    with guard.in_charge(), cluster.failures_explained():
+    with on_signals(guard.note), cluster.failures_explained():
         # A continued run finishes its epoch first.
         for first, end in ((begin, whole), (whole, last)):
             if first == end or model.stop_training:
