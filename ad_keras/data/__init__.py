@@ -229,7 +229,7 @@ def _load_prepared(dataset: str, split: str, data_dir: str | None, image_size: i
     except Exception as error:  # anything a damaged description can raise
         raise RunError(_damaged(dataset, where, error)) from error
     if not builder.is_prepared():
-        _prepare(builder, name, dataset, where)
+        _prepare(builder, dataset, where)
     try:
         expected = builder.info.splits[split].num_examples
         images = np.empty((expected, image_size, image_size, 3), np.uint8)
@@ -253,19 +253,19 @@ def _load_prepared(dataset: str, split: str, data_dir: str | None, image_size: i
     return ImageSet(images, labels, tuple(builder.info.features["label"].names))
 
 
-def _prepare(builder, name: str, dataset: str, where: Path) -> None:
+def _prepare(builder, dataset: str, where: Path) -> None:
     """Downloads, or generates, what is not there yet."""
-    if name in _SOURCES and not reachable(_SOURCES[name]):
-        raise UsageError(_missing(dataset, where, f"{_SOURCES[name]} cannot be reached"))
-    generated = name not in _SOURCES
-    if generated:
-        print(f"Generating {name} in {where}", flush=True)
+    source = _SOURCES.get(dataset)
+    if source is None:
+        print(f"Generating {builder.name} in {where}", flush=True)
+    elif not reachable(source):
+        raise UsageError(_missing(dataset, where, f"{source} cannot be reached"))
     try:
         # TensorFlow Datasets tells of a download, and of sizes that it does not know.
-        with contextlib.redirect_stdout(None) if generated else contextlib.nullcontext():
+        with contextlib.nullcontext() if source else contextlib.redirect_stdout(None):
             builder.download_and_prepare()
     except Exception as error:  # the many ways in which a download fails
-        if not generated:
+        if source:
             raise UsageError(_missing(dataset, where, first_line(error))) from error
         raise RunError(f"{dataset} cannot be generated in {where}: {first_line(error)}.") from error
 

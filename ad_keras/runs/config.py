@@ -35,14 +35,9 @@ PERTURBATIONS = (
 
 _AGREEMENTS = ("distance", "contrast", "vicreg", "coding_rate")
 
-_DATA, _NETWORKS, _PHASES, _PARTS, _TRAINING, _RUN = (
-    "Data",
-    "Networks",
-    "Phases (defaults: the paper's full model)",
-    "Parts (defaults: the paper's)",
-    "Training",
-    "Run",
-)
+_DATA, _NETWORKS, _TRAINING, _RUN = "Data", "Networks", "Training", "Run"
+_PHASES = "Phases (defaults: the paper's full model)"
+_PARTS = "Parts (defaults: the paper's)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -132,13 +132,10 @@ def _raw_encoder(encoder: keras.Model) -> keras.Model:
     images = keras.Input(encoder.inputs[0].shape[1:], dtype="uint8", name="images")
     rescale = keras.layers.Rescaling(1 / 127.5, -1.0, dtype="float32", name="rescale")
     outputs = _rebuilt(encoder, images, rescale).output
-    probability = keras.layers.Activation("sigmoid", dtype="float32", name="external_probability")(
-        outputs["external_logit"]
-    )
-    raw = keras.Model(
-        images, {"latent": outputs["latent"], "external_probability": probability}, name="encoder"
-    )
-    return copy_weights(encoder, raw)
+    sigmoid = keras.layers.Activation("sigmoid", dtype="float32", name="external_probability")
+    probability = sigmoid(outputs["external_logit"])
+    outputs = {"latent": outputs["latent"], "external_probability": probability}
+    return copy_weights(encoder, keras.Model(images, outputs, name="encoder"))
 
 
 def _float32(generator: keras.Model) -> keras.Model:
