@@ -37,8 +37,8 @@ def wake_rows(model: PAD, images: np.ndarray) -> Rows:
 def nrem_rows(model: PAD, images: np.ndarray, seed: int) -> Rows:
     """NREM dreams: replayed memories, the same perturbed, and what the encoder makes of them.
 
-    The latents of images, uint8 [N, H, W, 3], are replayed. The seed gives
-    each of them a perturbation of its own.
+    The latents of images, uint8 [N, H, W, 3], are replayed. Each is perturbed by a draw of its own,
+    which the seed determines.
     """
     dreams = model.generator(_encode(model, images))
     perturbed = perturb_each(model.perturbation, dreams, [seed, 1])
