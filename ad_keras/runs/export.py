@@ -96,7 +96,10 @@ def check_export_folder(folder: str | Path, run_folder: Path | None = None) -> N
 
 
 def load_encoder(path: str | Path) -> keras.Model:
-    """Loads the encoder of an export's folder, for use or fine-tuning.
+    """Loads an exported encoder for use or fine-tuning.
+
+    Args:
+        path: the folder that an export wrote.
 
     Returns:
         A trainable functional model from `images`, uint8 [B, H, W, C], to the dictionary
