@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,8 +18,8 @@ _COLOURS = (
     *("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7"),
     *("#56B4E9", "#B8A400", "#000000", "#999999", "#6F2DA8"),
 )
-_SHAPES = "os^DvPX*><"
-_DASHES = ("-", "--", "-.", "-", ":")
+_SHAPES, _DASHES = list("os^DvPX*><"), 2 * ["-", "--", "-.", "-", ":"]
+_STYLES = list(cycler(color=_COLOURS, marker=_SHAPES, linestyle=_DASHES))
 _POINTS = 2000  # of a map; more would hide each other
 _MOST_NAMES = 20  # classes whose names fit along an axis
 
@@ -117,27 +118,11 @@ def curves(
     for axes, (title, frame) in zip(grid, panels.items(), strict=True):
         names = list(dict.fromkeys(frame.series))
         for name in names:
-            place = (order or names).index(name)
-            points = (
-                frame[frame.series == name].dropna(subset="value").groupby("x").value.apply(list)
-            )
-            sums = [summarise(values) for values in points]
-            means, halves = (
-                scale * np.array([getattr(s, a) for s in sums]) for a in ("mean", "half")
-            )
-            colour = _COLOURS[place % len(_COLOURS)]
-            axes.plot(
-                points.index,
-                means,
-                _DASHES[place % len(_DASHES)],
-                color=colour,
-                marker=_SHAPES[place % len(_SHAPES)],
-                markersize=4,
-                label=readable(name),
-            )
-            axes.fill_between(
-                points.index, means - halves, means + halves, color=colour, alpha=0.2, linewidth=0
-            )
+            sums = scale * _intervals(frame[frame.series == name], "x")
+            low, high = sums["mean"] - sums.half, sums["mean"] + sums.half
+            style = _STYLES[(order or names).index(name) % len(_STYLES)]
+            axes.plot(sums.index, sums["mean"], markersize=4, label=readable(name), **style)
+            axes.fill_between(sums.index, low, high, color=style["color"], alpha=0.2, linewidth=0)
         if chance is not None:
             axes.set_ylim(0, scale)  # intervals of two seeds go far beyond what an accuracy can be
             axes.axhline(scale * chance, color="grey", linestyle=":", linewidth=1, label="chance")
@@ -161,13 +146,12 @@ def bars(panels: Mapping[str, pd.DataFrame], quantity: str, floor: float = math.
     for axes, (title, frame) in zip(grid, panels.items(), strict=True):
         names, series = (list(dict.fromkeys(frame[column])) for column in ("group", "series"))
         for place, name in enumerate(series):
-            rows = frame[frame.series == name].dropna(subset="value")
-            sums = {group: summarise(list(values)) for group, values in rows.groupby("group").value}
+            sums = _intervals(frame[frame.series == name], "group")
             drawn = axes.bar(
-                [names.index(g) + (place + 0.5) * 0.8 / len(series) - 0.4 for g in sums],
-                [s.mean for s in sums.values()],
+                [names.index(g) + (place + 0.5) * 0.8 / len(series) - 0.4 for g in sums.index],
+                sums["mean"],
                 0.8 / len(series),
-                yerr=[np.nan_to_num(s.half) for s in sums.values()],
+                yerr=sums.half.fillna(0),
                 color=_COLOURS[place % len(_COLOURS)],
                 label=readable(name),
             )
@@ -196,18 +180,18 @@ def scatter(
         points = points.head(_POINTS)
         labels = points.label if "label" in points else pd.Series(0, points.index)
         for label, rows in points.groupby(labels):
-            axes.scatter(
-                *(rows.x, rows.y),
-                s=14,
-                linewidths=0,
-                alpha=0.8,
-                color=_COLOURS[label % len(_COLOURS)],
-                marker=_SHAPES[label % len(_SHAPES)],
-                label=classes[label] if 0 < len(classes) <= _MOST_NAMES else None,
-            )
+            name = classes[label] if 0 < len(classes) <= _MOST_NAMES else None
+            style = _STYLES[label % len(_STYLES)]
+            axes.scatter(rows.x, rows.y, s=14, linewidths=0, alpha=0.8, label=name, **style)
         axes.set(title=title, xlabel=f"{quantity} 1", ylabel=f"{quantity} 2")
     _legend(figure, grid)
     return figure
+
+
+def _intervals(rows: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Mean over seeds, and half of its 95 % interval, at each value of a column."""
+    sums = rows.dropna(subset="value").groupby(by).value.apply(summarise)
+    return pd.DataFrame(sums.to_list(), sums.index, ["mean", "half"], dtype=float)
 
 
 def _confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 import joblib
 import keras
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -98,7 +100,7 @@ def check(metrics: Iterable[str], train_set: ImageSet, test_set: ImageSet, num_d
         )
     if "distances" in metrics:
         _check_pairs(test_set)
-    count = min(num_dreams, len(reference_rows(train_set)), len(test_set))
+    count = _number_of_dreams(num_dreams, train_set, test_set)
     if count < _FEWEST_DREAMS and set(OF_DREAMS) & set(metrics):
         raise UsageError(
             f"{', '.join(name for name in OF_DREAMS if name in metrics)} would compare {count} "
@@ -106,12 +108,13 @@ def check(metrics: Iterable[str], train_set: ImageSet, test_set: ImageSet, num_d
         )
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class Suite:
     """Measures one model on one data set.
 
     Latents, readouts and dreams are computed when a metric first needs them, and shared.
 
-    Args:
+    Attributes:
         model: trained.
         train_set: the training images.
         test_set: the test images.
@@ -124,43 +127,35 @@ class Suite:
             half of the training images or the test images are.
         probe_seeds: how many seeds the paper's probe is repeated with.
         seed: of the probes' order, the masks, the choice of images and pairs, and the noise.
+        maps: what `measure` found of `pca` and `tsne`.
 
     Raises:
         UsageError: if the encoder is for images of another size.
     """
 
-    def __init__(
-        self,
-        model: PAD,
-        train_set: ImageSet,
-        test_set: ImageSet,
-        cache: Path,
-        *,
-        untrained: keras.Model | None = None,
-        earlier: Mapping[int, PAD] | None = None,
-        features: FeatureExtractor | None = None,
-        num_dreams: int = 10_000,
-        probe_seeds: int = 5,
-        seed: int = 0,
-    ) -> None:
-        expected, given = model.encoder.inputs[0].shape[1:], train_set.images.shape[1:]
-        if tuple(expected) != given or given != test_set.images.shape[1:]:
+    model: PAD
+    train_set: ImageSet
+    test_set: ImageSet
+    cache: Path
+    _: dataclasses.KW_ONLY
+    untrained: keras.Model | None = None
+    earlier: Mapping[int, PAD] | None = None
+    features: FeatureExtractor | None = None
+    num_dreams: int = 10_000
+    probe_seeds: int = 5
+    seed: int = 0
+    maps: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        expected, given = self.model.encoder.inputs[0].shape[1:], self.train_set.images.shape[1:]
+        if tuple(expected) != given or given != self.test_set.images.shape[1:]:
             raise UsageError(
                 f"the encoder is for images of {expected[0]} x {expected[1]} pixels, but these "
                 f"have {given[0]} x {given[1]}: load the data with image_size={expected[0]}."
             )
-        self.maps: dict[str, np.ndarray] = {}
-        self._model = model
-        self._train, self._test = train_set, test_set
-        self._cache = cache
-        self._untrained = untrained
-        self._earlier = dict(sorted((earlier or {}).items()))
-        self._features = features
-        self._images = min(num_dreams, len(reference_rows(train_set)), len(test_set))
-        self._requested = num_dreams
-        self._probe_seeds = probe_seeds
-        self._seed = seed
+        self.earlier = dict(sorted((self.earlier or {}).items()))
         self._gaps: dict[str, str] = {}  # of the metric that is being measured
+        self._count = _number_of_dreams(self.num_dreams, self.train_set, self.test_set)
 
     def measure(
         self, metrics: Sequence[str], announce: Callable[[str], None] | None = None
@@ -184,9 +179,9 @@ class Suite:
             UsageError: if the data do not suffice.
             ValueError: if nothing could be measured, such as of latents that are not finite.
         """
-        check(metrics, self._train, self._test, self._requested)
+        check(metrics, self.train_set, self.test_set, self.num_dreams)
         chosen = [
-            name for name in METRICS if name in metrics and (name != "epochs" or self._earlier)
+            name for name in METRICS if name in metrics and (name != "epochs" or self.earlier)
         ]
         results = {}
         for number, name in enumerate(bar := _bar(chosen, ""), start=1):
@@ -209,25 +204,23 @@ class Suite:
     def _measure_probe(self) -> tuple[dict, dict]:
         values = {}
         for name, readouts in self._readouts.items():
-            accuracies = [readout.accuracy for readout in readouts]
+            accuracies = _accuracies(readouts)
             values[name] = {
                 **_reading(readouts[0] if readouts else None),
-                "mean_of_seeds": float(np.mean(accuracies)) if readouts else math.nan,
-                "deviation_of_seeds": float(np.std(accuracies, ddof=1))
-                if len(readouts) > 1
-                else math.nan,
+                "mean_of_seeds": accuracies.mean(),
+                "deviation_of_seeds": accuracies.std(),
             }
-        values["pixels"] = self._pixels(linear_probe, seed=self._seed)
+        values["pixels"] = self._pixels(linear_probe, seed=self.seed)
         text = f"{_PAPER_PROBE}; pixels: of the images in [-1, 1] instead of latents, one seed"
-        return self._protocol(text, probe_seeds=self._probe_seeds), values
+        return self._protocol(text, probe_seeds=self.probe_seeds), values
 
     def _measure_logistic_probe(self) -> tuple[dict, dict]:
         # Thousands of correlated pixels take it minutes, and often more than its iterations.
         return self._protocol(_LOGISTIC_PROBE), self._of_latents(logistic_probe)
 
     def _measure_ridge_probe(self) -> tuple[dict, dict]:
-        values = self._of_latents(ridge_probe, seed=self._seed)
-        values["pixels"] = self._pixels(ridge_probe, seed=self._seed)
+        values = self._of_latents(ridge_probe, seed=self.seed)
+        values["pixels"] = self._pixels(ridge_probe, seed=self.seed)
         return self._protocol(f"{_RIDGE_PROBE}; pixels: of the images instead of latents"), values
 
     def _of_latents(self, probe, **options) -> dict:
@@ -238,38 +231,38 @@ class Suite:
 
     def _measure_epochs(self) -> tuple[dict, dict]:
         values = {}
-        for epoch, model in _bar(self._earlier.items(), "probes of earlier epochs"):
-            latents = [encode(model.encoder, part.images) for part in (self._train, self._test)]
-            seeds = range(self._seed, self._seed + self._probe_seeds)
+        for epoch, model in _bar(self.earlier.items(), "probes of earlier epochs"):
+            latents = self._encoded(model.encoder)
             name = f"the encoder after epoch {epoch}"
-            readouts = [self._probe(linear_probe, name, latents, seed=seed) for seed in seeds]
-            accuracies = [readout.accuracy for readout in readouts if readout is not None]
-            ridge = self._probe(ridge_probe, name, latents, seed=self._seed)
+            accuracies = _accuracies(self._repeated(name, latents, name))
+            ridge = self._probe(ridge_probe, name, latents, seed=self.seed)
             values[str(epoch)] = {
-                "probe": {"mean_of_seeds": float(np.mean(accuracies)) if accuracies else math.nan},
+                "probe": {"mean_of_seeds": accuracies.mean()},
                 "ridge_probe": {"accuracy": _reading(ridge)["accuracy"]},
             }
         text = "both probes, as those of the last epoch, of the latents of the epochs that are kept"
-        return self._protocol(text, probe_seeds=self._probe_seeds), values
+        return self._protocol(text, probe_seeds=self.probe_seeds), values
 
     def _measure_layers(self) -> tuple[dict, dict]:
         values, widths = {}, {}
-        encoder = self._model.encoder
+        encoder = self.model.encoder
         # The last layer of each block gives the block its output.
-        blocks = {
-            match.group(): layer
+        outputs = {
+            match.group(): layer.output
             for layer in encoder.layers
             if (match := re.match(r"trunk_\d+(?!\d)", layer.name))
         }
-        for name, layer in _bar(blocks.items(), "probes of the layers"):
-            flat = keras.layers.Flatten()(_pooled(layer.output))
-            network = keras.Model(encoder.input, {"latent": flat})
-            activations = [encode(network, part.images) for part in (self._train, self._test)]
-            widths[name] = flat.shape[-1]
-            values[name] = self._of_layer(name, activations)
-        latents = self._latents["trained"]
-        widths["latent"] = latents[0].shape[1]
-        values["latent"] = self._of_layer("latent", latents)
+        for name in _bar([*outputs, "latent"], "probes of the layers"):
+            found = self._latents["trained"]
+            if name in outputs:
+                flat = keras.layers.Flatten()(_pooled(outputs[name]))
+                found = self._encoded(keras.Model(encoder.input, {"latent": flat}))
+            widths[name] = found[0].shape[1]
+            probes = {"probe": linear_probe, "ridge_probe": ridge_probe}
+            values[name] = {
+                metric: _reading(self._probe(probe, name, found, seed=self.seed))["accuracy"]
+                for metric, probe in probes.items()
+            }
         text = (
             "both probes on the output of each block of the encoder, flattened; a block is the "
             "layers whose names begin alike with trunk_<number>, and its output the last one's; "
@@ -277,26 +270,18 @@ class Suite:
         )
         return self._protocol(text, features=widths), values
 
-    def _of_layer(self, name: str, features: Sequence[np.ndarray]) -> dict[str, float]:
-        return {
-            probe.__name__.removeprefix("linear_"): _reading(
-                self._probe(probe, name, features, seed=self._seed)
-            )["accuracy"]
-            for probe in (linear_probe, ridge_probe)
-        }
-
     def _measure_knn(self) -> tuple[dict, dict]:
-        neighbours = min(_NEIGHBOURS, len(self._train))
+        neighbours = min(_NEIGHBOURS, len(self.train_set))
         values = {
-            name: knn_accuracy(train, self._train.labels, test, self._test.labels, neighbours)
+            name: knn_accuracy(train, self.train_set.labels, test, self.test_set.labels, neighbours)
             for name, (train, test) in self._latents.items()
         }
         text = "majority of the nearest training images by cosine, accuracy on all test images"
         return self._protocol(text, neighbours=neighbours), values
 
     def _measure_occlusion(self) -> tuple[dict, dict]:
-        labels = self._test.labels
-        encoder, images = self._model.encoder, self._test.images
+        labels = self.test_set.labels
+        encoder, images = self.model.encoder, self.test_set.images
 
         def score(latents: np.ndarray) -> float:
             readouts = self._readouts["trained"]
@@ -305,42 +290,38 @@ class Suite:
             return float(np.mean([readout.score(latents, labels) for readout in readouts]))
 
         # At the ends, tiles of all sizes make the same images.
-        clean = score(self._latents["trained"][1])
-        hidden = encode_occluded(encoder, images[:1], 1.0, 1, self._seed)
-        at_chance = score(np.repeat(hidden, len(labels), axis=0))
-        curves = {f"tile_{tile}": [clean] for tile in TILES}
-        between = [(tile, share) for tile in TILES for share in OCCLUDED_SHARES[1:-1]]
-        for tile, share in _bar(between, "occlusion"):
-            latents = encode_occluded(encoder, images, share, tile, self._seed)
+        hidden = encode_occluded(encoder, images[:1], 1.0, 1, self.seed)
+        ends = {0.0: self._latents["trained"][1], 1.0: np.repeat(hidden, len(labels), axis=0)}
+        curves = {f"tile_{tile}": [] for tile in TILES}
+        for tile, share in _bar([*itertools.product(TILES, OCCLUDED_SHARES)], "occlusion"):
+            latents = ends.get(share)
+            if latents is None:
+                latents = encode_occluded(encoder, images, share, tile, self.seed)
             curves[f"tile_{tile}"].append(score(latents))
-        for curve in curves.values():
-            curve.append(at_chance)
         text = (
             "the paper's probe, trained on clean images, on test images of which each tile is set "
             "to mid-grey with the given probability; a mask for each image, the mean over the "
             "probe's seeds"
         )
-        return self._protocol(
-            text,
-            probe_seeds=self._probe_seeds,
-            probabilities=list(OCCLUDED_SHARES),
-            tiles=list(TILES),
-        ), curves
+        details = {"probabilities": list(OCCLUDED_SHARES), "tiles": list(TILES)}
+        return self._protocol(text, probe_seeds=self.probe_seeds, **details), curves
 
     def _measure_distances(self) -> tuple[dict, dict]:
         values, sizes = {}, {}
-        different = len(self._test) ** 2 - np.sum(np.bincount(self._test.labels) ** 2)
+        different = len(self.test_set) ** 2 - np.sum(np.bincount(self.test_set.labels) ** 2)
         for name, (_, test) in self._latents.items():
-            encoder = self._model.encoder if name == "trained" else self._untrained
-            occluded = encode_occluded(encoder, self._test.images, *_FIGURE_6_OCCLUSION, self._seed)
+            encoder = self.model.encoder if name == "trained" else self.untrained
+            occluded = encode_occluded(
+                encoder, self.test_set.images, *_FIGURE_6_OCCLUSION, self.seed
+            )
             ratios = distance_ratios(
                 test,
-                self._test.labels,
+                self.test_set.labels,
                 occluded,
                 same_class_pairs=_SAME_CLASS_PAIRS,
                 different_class_pairs=min(_DIFFERENT_CLASS_PAIRS, int(different // 2)),
                 occluded_pairs=_OCCLUDED_PAIRS,
-                seed=self._seed,
+                seed=self.seed,
             )
             figures = dataclasses.asdict(ratios)
             sizes = {key: figures.pop(key) for key in list(figures) if key.endswith("_pairs")}
@@ -364,143 +345,128 @@ class Suite:
     def _measure_tsne(self) -> tuple[dict, dict]:
         latents = self._latents["trained"][1][:_MAPPED_BY_TSNE]
         perplexity = min(30.0, (len(latents) - 1) / 3)
-        self.maps["tsne"] = tsne_map(latents, perplexity=perplexity, seed=self._seed)
+        self.maps["tsne"] = tsne_map(latents, perplexity=perplexity, seed=self.seed)
         text = "t-SNE of the first test images' latents: a picture, no figure"
         return self._protocol(text, mapped=len(latents), perplexity=perplexity), {}
 
     def _measure_fid(self) -> tuple[dict, dict]:
         reference = moments(self._reference)
-        return self._dream_protocol("Frechet distance of features"), self._of_dreams(
-            lambda features: fid_from_moments(*reference, *moments(features))
+        values = tf.nest.map_structure(
+            lambda features: fid_from_moments(*reference, *moments(features)), self._dream_features
         )
+        return self._dream_protocol("Frechet distance of features"), values
 
     def _measure_kid(self) -> tuple[dict, dict]:
         # Subsets as large as the sets would all be the same.
-        size = min(_KID_SUBSET_SIZE, self._images // 2)
+        subsets = {"subsets": _KID_SUBSETS, "subset_size": min(_KID_SUBSET_SIZE, self._count // 2)}
 
         def distance(features: np.ndarray) -> dict:
-            mean, deviation = kid(
-                self._reference,
-                features,
-                subsets=_KID_SUBSETS,
-                subset_size=size,
-                seed=self._seed,
-            )
-            return {"distance": mean, "deviation_of_subsets": deviation}
+            found = kid(self._reference, features, **subsets, seed=self.seed)
+            return dict(zip(("distance", "deviation_of_subsets"), found, strict=True))
 
-        protocol = self._dream_protocol("kernel distance of features, mean over subsets")
-        return {**protocol, "subsets": _KID_SUBSETS, "subset_size": size}, self._of_dreams(distance)
+        protocol = self._dream_protocol("kernel distance of features, mean over subsets", **subsets)
+        return protocol, tf.nest.map_structure(distance, self._dream_features)
 
     def _measure_density_coverage(self) -> tuple[dict, dict]:
         def both(features: np.ndarray) -> dict:
-            density, coverage = density_coverage(self._reference, features, _BALL_NEIGHBOURS)
-            return {"density": density, "coverage": coverage}
+            found = density_coverage(self._reference, features, _BALL_NEIGHBOURS)
+            return dict(zip(("density", "coverage"), found, strict=True))
 
         text = "density and coverage of the dreams in the balls around real images' features"
-        return {**self._dream_protocol(text), "neighbours": _BALL_NEIGHBOURS}, self._of_dreams(both)
+        protocol = self._dream_protocol(text, neighbours=_BALL_NEIGHBOURS)
+        return protocol, tf.nest.map_structure(both, self._dream_features)
+
+    def _encoded(self, encoder: keras.Model) -> list[np.ndarray]:
+        """Latents of the training and of the test images."""
+        return [encode(encoder, part.images) for part in (self.train_set, self.test_set)]
 
     @functools.cached_property
-    def _latents(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def _latents(self) -> dict[str, list[np.ndarray]]:
         """Latents of training and test images, of each encoder."""
-        encoders = {"trained": self._model.encoder}
-        if self._untrained is not None:
-            encoders["untrained"] = self._untrained
-        return {
-            name: tuple(encode(encoder, part.images) for part in (self._train, self._test))
-            for name, encoder in encoders.items()
-        }
+        encoders = {"trained": self.model.encoder, "untrained": self.untrained}
+        given = {name: encoder for name, encoder in encoders.items() if encoder is not None}
+        return {name: self._encoded(encoder) for name, encoder in given.items()}
 
     @functools.cached_property
     def _readouts(self) -> dict[str, list[ProbeResult]]:
         """The paper's probe of each encoder, at each of its seeds."""
-        seeds = range(self._seed, self._seed + self._probe_seeds)
-        found = {
-            name: [
-                self._probe(linear_probe, name, latents, seed=seed)
-                for seed in _bar(seeds, f"probe of the {name} encoder")
-            ]
+        return {
+            name: self._repeated(name, latents, f"the {name} encoder")
             for name, latents in self._latents.items()
         }
-        return {
-            name: [readout for readout in readouts if readout is not None]
-            for name, readouts in found.items()
-        }
+
+    def _repeated(
+        self, name: str, latents: Sequence[np.ndarray], encoder: str
+    ) -> list[ProbeResult]:
+        """The paper's probe at each of its seeds, less the gaps."""
+        seeds = _bar(range(self.seed, self.seed + self.probe_seeds), f"probe of {encoder}")
+        found = [self._probe(linear_probe, name, latents, seed=seed) for seed in seeds]
+        return [readout for readout in found if readout is not None]
 
     def _probe(
         self, probe, name: str, features: Sequence[np.ndarray], **options
     ) -> ProbeResult | None:
         """A readout, or None for a gap: the paper's learning rate can be too high for features."""
-        try:
-            return _probed(probe, features, self._train, self._test, options)
-        except ValueError as error:
+        result, reason = _probed(probe, features, self.train_set, self.test_set, options)
+        if reason:
             seed = f", seed {options['seed']}" if "seed" in options else ""
-            self._gaps[f"{probe.__name__} of {name}{seed}"] = first_line(error)
-            return None
+            self._gaps[f"{probe.__name__} of {name}{seed}"] = reason
+        return result
 
     def _pixels(self, probe, **options) -> dict:
         """A probe of raw pixels: it depends on the data alone, and takes long."""
-        kept = joblib.Memory(self._cache, verbose=0).cache(_pixel_reading)
-        reading, reason = kept(probe, self._train, self._test, options, _PROBES_VERSION)
-        if reason:
-            self._gaps[f"{probe.__name__} of pixels"] = reason
+        kept = joblib.Memory(self.cache, verbose=0).cache(_pixel_reading)
+        reading, reason = kept(probe, self.train_set, self.test_set, options, _PROBES_VERSION)
+        self._gaps |= {f"{probe.__name__} of pixels": reason} if reason else {}
         return reading
 
     @functools.cached_property
     def _choice(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Numbers of the training images for reference and as memories, and of test images."""
-        rng = np.random.default_rng(self._seed)
-        reference = reference_rows(self._train)
-        others = rng.permutation(np.delete(np.arange(len(self._train)), reference))
-        count = self._images
-        return reference[:count], others[:count], rng.permutation(len(self._test))[:count]
+        rng = np.random.default_rng(self.seed)
+        reference = reference_rows(self.train_set)
+        others = rng.permutation(np.delete(np.arange(len(self.train_set)), reference))
+        count = self._count
+        return reference[:count], others[:count], rng.permutation(len(self.test_set))[:count]
 
     @functools.cached_property
     def _reference(self) -> np.ndarray:
-        return self._features.of_reference(self._train.images[self._choice[0]])
+        return self.features.of_reference(self.train_set.images[self._choice[0]])
 
     @functools.cached_property
-    def _dream_features(self) -> dict[str, dict[str, np.ndarray]]:
+    def _dream_features(self) -> dict:
+        """Of each kind of dreams, `early` and `late`, and of the test images."""
         _, memories, perceived = self._choice
 
         def features(time: str, model: PAD, train: np.ndarray, test: np.ndarray) -> dict:
             return {
-                name: self._features(images, f"features of {time} {name.replace('_', ' ')}")
-                for name, images in dreams(model, train, test, self._seed).items()
+                name: self.features(images, f"features of {time} {name.replace('_', ' ')}")
+                for name, images in dreams(model, train, test, self.seed).items()
             }
 
         found = {}
-        for model in list(self._earlier.values())[:1]:
-            images = self._train.images[memories], self._test.images[perceived]
+        for model in list(self.earlier.values())[:1]:
+            images = self.train_set.images[memories], self.test_set.images[perceived]
             found["early"] = features("early", model, *(encode(model.encoder, i) for i in images))
         train, test = self._latents["trained"]
-        found["late"] = features("late", self._model, train[memories], test[perceived])
-        return found
-
-    @functools.cached_property
-    def _test_features(self) -> np.ndarray:
-        return self._features(self._test.images[self._choice[2]], "features of test images")
-
-    def _of_dreams(self, measure) -> dict:
-        values = {
-            time: {name: measure(features) for name, features in kinds.items()}
-            for time, kinds in self._dream_features.items()
-        }
-        return {**values, "test_images": measure(self._test_features)}
+        found["late"] = features("late", self.model, train[memories], test[perceived])
+        real = self.features(self.test_set.images[perceived], "features of test images")
+        return {**found, "test_images": real}
 
     def _protocol(self, text: str, **details) -> dict:
         return {
             "text": text,
-            "train_images": len(self._train),
-            "test_images": len(self._test),
-            "seed": self._seed,
+            "train_images": len(self.train_set),
+            "test_images": len(self.test_set),
+            "seed": self.seed,
             **details,
         }
 
-    def _dream_protocol(self, text: str) -> dict:
-        mixed = self._model.nrem_memories == "mixed"
+    def _dream_protocol(self, text: str, **details) -> dict:
+        mixed = self.model.nrem_memories == "mixed"
         replayed = "REM's mixtures" if mixed else "training images' latents"
-        perturbation, mixing = map(_described, (self._model.perturbation, self._model.mixing))
-        protocol = {
+        perturbation, mixing = map(_described, (self.model.perturbation, self.model.mixing))
+        return {
             "text": f"{text}; real training images, on which a feature classifier is not fitted, "
             "against as many of each kind",
             "reconstructions": "of test images",
@@ -509,11 +475,12 @@ class Suite:
             "rem": f"generated from mixtures of two training images' latents and noise ({mixing}), "
             "whether or not the run had a REM phase",
             "test_images": "real ones: the floor",
-            "images": self._images,
-            "seed": self._seed,
-            "features": self._features.name,
+            "images": self._count,
+            "seed": self.seed,
+            "features": self.features.name,
+            **({"early_epoch": next(iter(self.earlier))} if self.earlier else {}),
+            **details,
         }
-        return protocol | ({"early_epoch": next(iter(self._earlier))} if self._earlier else {})
 
 
 def dreams(model: PAD, memories: np.ndarray, perceived: np.ndarray, seed: int) -> dict:
@@ -564,10 +531,14 @@ def _described(part: object) -> str:
 
 def _probed(
     probe, features: Sequence[np.ndarray], train_set: ImageSet, test_set: ImageSet, options: dict
-) -> ProbeResult:
+) -> tuple[ProbeResult | None, str]:
+    """A readout, or None and why it is a gap."""
     train, test = features
-    classes = len(train_set.class_names)
-    return probe(train, train_set.labels, test, test_set.labels, num_classes=classes, **options)
+    options = {"num_classes": len(train_set.class_names), **options}
+    try:
+        return probe(train, train_set.labels, test, test_set.labels, **options), ""
+    except ValueError as error:
+        return None, first_line(error)
 
 
 def _pixel_reading(
@@ -576,10 +547,13 @@ def _pixel_reading(
     """A probe's reading of the images in [-1, 1], and why it is a gap if it is one."""
     sets = (train_set, test_set)
     pixels = [part.images.reshape(len(part), -1).astype(np.float32) / 127.5 - 1 for part in sets]
-    try:
-        return _reading(_probed(probe, pixels, *sets, options)), ""
-    except ValueError as error:
-        return _reading(None), first_line(error)
+    result, reason = _probed(probe, pixels, *sets, options)
+    return _reading(result), reason
+
+
+def _accuracies(readouts: Iterable[ProbeResult]) -> pd.Series:
+    """Of the seeds; pandas has NaN for the mean of none, and for the deviation of one."""
+    return pd.Series([readout.accuracy for readout in readouts], dtype=float)
 
 
 def _reading(result: ProbeResult | None) -> dict:
@@ -591,6 +565,10 @@ def _reading(result: ProbeResult | None) -> dict:
         "confusion": result.confusion.tolist(),
     }
     return reading if result.alpha is None else {**reading, "alpha": result.alpha}
+
+
+def _number_of_dreams(wanted: int, train_set: ImageSet, test_set: ImageSet) -> int:
+    return min(wanted, len(reference_rows(train_set)), len(test_set))
 
 
 def _check_pairs(test_set: ImageSet) -> None:
