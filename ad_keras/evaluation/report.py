@@ -42,21 +42,21 @@ def tidy(results: dict) -> pd.DataFrame:
         results: of one model as `results.json` has them, or of several, combined.
 
     Returns:
-        Columns `run`; `metric`; `of`, such as `trained`, `late` or `tile_4`; `figure`, such as
-        `accuracy`, `nrem`, the share of occluded tiles, or nothing; and `value`. Of principal
-        components there is the sum of the explained variance. Figures by class are left out.
+        Columns `run`; `seed`, of its training; `metric`; `of`, such as `trained`, `late` or
+        `tile_4`; `figure`, such as `accuracy`, `nrem`, the share of occluded tiles, or nothing;
+        `protocol`, its text; and `value`. Of principal components there is the sum of the explained
+        variance. Figures by class are left out.
     """
     names = results.get("runs", [results.get("name")])
+    seeds = results.get("training_seeds", [results.get("training_seed")])
     rows = [
-        (run, metric, *figure.partition("/")[::2], value)
+        (run, seed, metric, *figure.partition("/")[::2], entry["protocol"].get("text"), value)
         for metric, entry in results["metrics"].items()
-        for run, values in zip(
-            names, entry["values"] if "runs" in results else [entry["values"]], strict=True
-        )
-        for figure, value in _figures(metric, values or {}, entry.get("protocol", {}))
+        for run, seed, values in zip(names, seeds, _by_run(results, metric), strict=True)
+        for figure, value in _figures(metric, values or {}, entry["protocol"])
     ]
-    frame = pd.DataFrame(rows, columns=["run", "metric", "of", "figure", "value"])
-    return frame.astype({"value": float})
+    columns = ["run", "seed", "metric", "of", "figure", "protocol", "value"]
+    return pd.DataFrame(rows, columns=columns).astype({"value": float})
 
 
 def combine(results: Sequence[dict]) -> dict:
@@ -71,21 +71,19 @@ def combine(results: Sequence[dict]) -> dict:
         `lacking` names what some of the runs do not have, such as an early epoch.
     """
     single = ("name", "step", "training_seed", "metrics")
-    protocols = {
-        name: entry["protocol"] for result in results for name, entry in result["metrics"].items()
-    }
+    entries = dict(pair for result in results for pair in result["metrics"].items())
     combined = {
         "runs": [result["name"] for result in results],
         "training_seeds": [result["training_seed"] for result in results],
         **{key: value for key, value in results[0].items() if key not in single},
         "metrics": {
             name: {
-                "protocol": protocol,
+                "protocol": entry["protocol"],
                 "values": [result["metrics"].get(name, {}).get("values") for result in results],
                 "mean": {},
                 "sem": {},
             }
-            for name, protocol in protocols.items()
+            for name, entry in entries.items()
         },
     }
     frame = tidy(combined)
@@ -135,7 +133,10 @@ def write(
     maps: dict[str, np.ndarray] | None = None,
     labels: np.ndarray | None = None,
 ) -> None:
-    """Writes `results.json`, `figures/*.png`, and the maps' first 2,000 points as CSV beside them.
+    """Writes results, pictures, and maps.
+
+    These are `results.json`, every figure as a line of `results.csv`, `figures/*.png`, and the
+    maps' first 2,000 points as CSV beside them.
 
     Args:
         results: of one model, or of several, combined. NaN becomes null.
@@ -145,8 +146,10 @@ def write(
     """
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_without_nan(results), indent=1, allow_nan=False)
-    write_atomically(folder / "results.json", text + "\n")
+    finite = json.loads(json.dumps(results), parse_constant=lambda _: None)
+    write_atomically(folder / "results.json", json.dumps(finite, indent=1) + "\n")
+    frame = tidy(results)
+    write_atomically(folder / "results.csv", frame.to_csv(index=False))
     points = {}
     for name, coordinates in (maps or {}).items():
         points[name] = pd.DataFrame(coordinates[:_MAPPED], columns=["x", "y"])
@@ -154,14 +157,13 @@ def write(
             points[name]["label"] = labels[: len(points[name])]
         text = points[name].to_csv(index=False, float_format="%.5g")
         write_atomically(figures / f"{name}.csv", text)
-    probes = results["metrics"].get("probe", {}).get("values", [])
     counts = [
         probe["trained"]["confusion"]
-        for probe in (probes if isinstance(probes, list) else [probes])
+        for probe in _by_run(results, "probe")
         if probe and "confusion" in probe["trained"]
     ]
     confusion = np.sum(np.asarray(counts, np.float64), axis=0) if counts else None
-    drawn = plots.draw(tidy(results), results["class_names"], confusion, points)
+    drawn = plots.draw(frame, results["class_names"], confusion, points)
     for name, figure in drawn.items():
         figure.savefig(figures / f"{name}.png", dpi=120)
 
@@ -176,13 +178,19 @@ def log(results: dict, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     writer = tf.summary.create_file_writer(str(folder))
     with writer.as_default(step=results["epochs"]):
-        for row in tidy(results).dropna().itertuples():
+        for row in tidy(results).dropna(subset="value").itertuples():
             tag = f"evaluation/{row.metric}/{row.of}"
             if row.metric == "occlusion":  # the share of occluded tiles, in percent, is the step
                 tf.summary.scalar(tag, row.value, step=round(100 * float(row.figure)))
             else:
                 tf.summary.scalar(f"{tag}/{row.figure}".rstrip("/"), row.value)
     writer.close()
+
+
+def _by_run(results: dict, metric: str) -> list[dict | None]:
+    """Values of a metric: of each of the runs, or of the one."""
+    values = results["metrics"].get(metric, {}).get("values")
+    return (values or []) if "runs" in results else [values]
 
 
 def _figures(metric: str, values: dict, protocol: dict) -> Iterator[tuple[str, float]]:
@@ -223,10 +231,9 @@ def _number(metric: str, values: pd.Series) -> str:
 
 
 def _published(results: dict) -> str:
-    if results.get("differences", ["unknown"]) or results["trained_on"] != results["dataset"]:
-        return ""
-    table_1 = LINEAR_SEPARABILITY[results["dataset"]]
-    if results["condition"] not in table_1:
+    table_1 = LINEAR_SEPARABILITY.get(results["dataset"], {})
+    unlike = results.get("differences", ["unknown"]) or results["trained_on"] != results["dataset"]
+    if unlike or results["condition"] not in table_1:
         return ""
     mean, error = table_1[results["condition"]]
     return f"{100 * mean:.2f} +- {100 * error:.2f} % (epoch {EPOCHS}, {SEEDS} seeds)"
@@ -245,16 +252,7 @@ def _heading(results: dict) -> list[str]:
         lines.append(f"not as in the paper: {'; '.join(results['differences'])}")
     if "features" in results:
         features = results["features"]
-        line = f"dreams compared in features of: {features['name']}"
-        if features["test_accuracy"] is not None:
-            line += f", test accuracy {100 * features['test_accuracy']:.1f} %"
-        lines.append(line)
+        accuracy = features["test_accuracy"]
+        tested = "" if accuracy is None else f", test accuracy {100 * accuracy:.1f} %"
+        lines.append(f"dreams compared in features of: {features['name']}{tested}")
     return lines
-
-
-def _without_nan(value):
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

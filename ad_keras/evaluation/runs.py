@@ -1,6 +1,7 @@
 """Evaluates runs and exports: from their folders to their results."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import sys
@@ -14,20 +15,17 @@ from ad_keras.data import DATASETS, ImageSet
 from ad_keras.errors import RunError, UsageError, first_line
 from ad_keras.evaluation import report
 from ad_keras.evaluation.config import METRICS, EvaluateConfig
-from ad_keras.evaluation.features import (
-    FeatureExtractor,
-    classifier_features,
-    inception_features,
-)
+from ad_keras.evaluation.features import FeatureExtractor, classifier_features, inception_features
 from ad_keras.evaluation.published import differences
 from ad_keras.evaluation.suite import OF_DREAMS, Suite, check
 from ad_keras.pad.model import PAD
 from ad_keras.runs.build import build_model
 from ad_keras.runs.checkpoints import Checkpoints
 from ad_keras.runs.config import RUN_ONLY, Config
-from ad_keras.runs.folder import load_config, write_atomically
+from ad_keras.runs.folder import load_config
 from ad_keras.runs.restore import epochs_behind, restore_export, restore_run
 
+_say = functools.partial(print, flush=True)
 _PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy")
 
 
@@ -77,10 +75,7 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
     dataset = flags.dataset or config.dataset
     train_set, test_set = (
         data.load(
-            dataset,
-            split,
-            data_dir=flags.data_dir or config.data_dir,
-            image_size=config.image_size,
+            dataset, split, data_dir=flags.data_dir or config.data_dir, image_size=config.image_size
         )
         for split in ("train", "test")
     )
@@ -111,13 +106,11 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
         )
         step, planned = int(subject.model.step.numpy()), subject.config.epochs
         if subject.epoch != planned:
-            print(f"{subject.folder}: step {step}, epoch {subject.epoch} of {planned}", flush=True)
+            _say(f"{subject.folder}: step {step}, epoch {subject.epoch} of {planned}")
         try:
             # A progress bar shows nothing where its output is a file.
             measured = suite.measure(metrics, None if sys.stderr.isatty() else _say)
         except ValueError as error:
-            if isinstance(error, UsageError):
-                raise
             raise RunError(f"{subject.folder} cannot be measured: {error}.") from error
         for metric, entry in measured.items():
             for what, reason in entry["protocol"].get("gaps", {}).items():
@@ -129,7 +122,7 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
         elif flags.export:  # the next export replaces the folder and all in it
             folder = folder.resolve().with_name(f"{folder.resolve().name}-evaluation")
         result = _with_earlier(header | {"metrics": measured}, folder)
-        _write(result, folder, suite, test_set)
+        report.write(result, folder, suite.maps, test_set.labels)
         report.log(result, (subject.folder if flags.run_dir else folder) / "logs" / "evaluation")
         results.append(result)
     if len(results) == 1:
@@ -139,27 +132,8 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
     beside = folders[0].resolve().parent / f"evaluation-{name}-{config.condition}"
     folder = Path(flags.output_dir) if flags.output_dir else beside
     combined = report.combine(results)
-    _write(combined, folder)
+    report.write(combined, folder)
     return combined, folder
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _write(
-    result: dict, folder: Path, suite: Suite | None = None, test_set: ImageSet | None = None
-) -> None:
-    """Writes results, pictures and maps, and every figure as a line of `results.csv`."""
-    maps, labels = (suite.maps, test_set.labels) if suite else (None, None)
-    report.write(result, folder, maps, labels)
-    names = result.get("runs", [result.get("name")])
-    seeds = result.get("training_seeds", [result.get("training_seed")])
-    frame = report.tidy(result)
-    frame.insert(1, "seed", frame.run.map(dict(zip(names, seeds, strict=True))))
-    texts = {name: entry["protocol"]["text"] for name, entry in result["metrics"].items()}
-    frame.insert(5, "protocol", frame.metric.map(texts))
-    write_atomically(folder / "results.csv", frame.to_csv(index=False))
 
 
 def _with_earlier(result: dict, folder: Path) -> dict:
@@ -202,7 +176,8 @@ def _with_earlier(result: dict, folder: Path) -> dict:
 def _check_runs(folders: Sequence[Path]) -> None:
     """Refuses runs that are not seeds of one condition."""
     configs = [load_config(folder) for folder in folders]
-    for folder, config in zip(folders[1:], configs[1:], strict=True):
+    by_seed = {}
+    for folder, config in zip(folders, configs, strict=True):
         before, now = dataclasses.asdict(configs[0]), dataclasses.asdict(config)
         different = [
             f"--{name} is {before[name]} and {now[name]}"
@@ -213,8 +188,6 @@ def _check_runs(folders: Sequence[Path]) -> None:
             raise UsageError(
                 f"{folders[0]} and {folder} are not seeds of one condition: {'; '.join(different)}."
             )
-    by_seed = {}
-    for folder, config in zip(folders, configs, strict=True):
         if (other := by_seed.setdefault(config.seed, folder)) is not folder:
             raise UsageError(
                 f"{other} and {folder} have the same --seed={config.seed}: a standard error needs "

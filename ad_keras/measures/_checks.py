@@ -58,24 +58,30 @@ def train_and_test(
     train_labels: ArrayLike,
     test_latents: ArrayLike,
     test_labels: ArrayLike,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns what a classifier is fitted and tested on.
+    num_classes: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """Returns what a classifier is fitted and tested on, and the number of its classes.
 
     Raises:
-        ValueError: if the arrays do not fit each other, or all are trained on one class.
+        ValueError: if the arrays do not fit each other, all are trained on one class, or there are
+            more than `num_classes`.
     """
     train_latents = features("train_latents", train_latents)
     test_latents = features("test_latents", test_latents)
     same_width("train_latents", train_latents, "test_latents", test_latents)
-    return (
-        train_latents,
-        class_labels("train_labels", train_labels, len(train_latents), several=True),
-        test_latents,
-        class_labels("test_labels", test_labels, len(test_latents)),
-    )
+    train_labels = class_labels("train_labels", train_labels, len(train_latents), several=True)
+    test_labels = class_labels("test_labels", test_labels, len(test_latents))
+    needed = int(max(train_labels.max(), test_labels.max())) + 1
+    if num_classes is not None and needed > num_classes:
+        raise ValueError(
+            f"num_classes is {num_classes} but the labels go up to {needed - 1}; "
+            f"pass at least {needed}"
+        )
+    return train_latents, train_labels, test_latents, test_labels, num_classes or needed
 
 
-def at_least(name: str, value: int, smallest: int) -> None:
-    """Raises ValueError if a count is below what makes sense."""
-    if value < smallest:
-        raise ValueError(f"{name} is {value}; pass at least {smallest}")
+def at_least(smallest: int, **counts: int) -> None:
+    """Raises ValueError if a count, by its name, is below what makes sense."""
+    for name, value in counts.items():
+        if value < smallest:
+            raise ValueError(f"{name} is {value}; pass at least {smallest}")

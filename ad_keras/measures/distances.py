@@ -73,24 +73,22 @@ def distance_ratios(
             f"latents has shape {latents.shape} but occluded_latents {occluded_latents.shape}; "
             "encode the same images clean and occluded"
         )
-    _checks.at_least("same_class_pairs", same_class_pairs, 1)
-    _checks.at_least("different_class_pairs", different_class_pairs, 1)
-    _checks.at_least("occluded_pairs", occluded_pairs, 1)
+    pairs = {"same_class_pairs": same_class_pairs, "different_class_pairs": different_class_pairs}
+    _checks.at_least(1, **pairs, occluded_pairs=occluded_pairs)
 
     rng = np.random.default_rng(seed)
     members = {int(c): np.flatnonzero(labels == c) for c in np.unique(labels)}
-    same = np.concatenate(
-        [_pairs_within(c, images, same_class_pairs, rng) for c, images in members.items()]
-    )
+    same = [_pairs_within(c, images, same_class_pairs, rng) for c, images in members.items()]
+    same = np.concatenate(same, axis=1)
     different = _pairs_between(list(members.values()), different_class_pairs, rng)
     images = rng.choice(len(latents), min(occluded_pairs, len(latents)), replace=False)
 
-    intra = _mean_distance(latents[same[:, 0]], latents[same[:, 1]])
-    inter = _mean_distance(latents[different[:, 0]], latents[different[:, 1]])
+    intra = _mean_distance(*latents[same])
+    inter = _mean_distance(*latents[different])
     occluded = _mean_distance(latents[images], occluded_latents[images])
     if inter == 0:
         raise ValueError(
-            f"latents of different classes are equal in all {len(different)} pairs; "
+            f"latents of different classes are equal in all {different.shape[1]} pairs; "
             "the encoder has collapsed, check its training"
         )
     return DistanceRatios(
@@ -99,8 +97,8 @@ def distance_ratios(
         clean_occluded=occluded,
         intra_inter_ratio=intra / inter,
         occluded_inter_ratio=occluded / inter,
-        intra_class_pairs=len(same),
-        inter_class_pairs=len(different),
+        intra_class_pairs=same.shape[1],
+        inter_class_pairs=different.shape[1],
         clean_occluded_pairs=len(images),
     )
 
@@ -108,7 +106,7 @@ def distance_ratios(
 def _pairs_within(
     label: int, images: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draws `count` unordered pairs, [count, 2], of different images of one class."""
+    """Draws `count` unordered pairs, [2, count], of different images of one class."""
     available = math.comb(len(images), 2)
     if available < count:
         needed = math.ceil((1 + math.sqrt(1 + 8 * count)) / 2)
@@ -121,11 +119,11 @@ def _pairs_within(
     # Pair number (j choose 2) + i stands for images i < j.
     first_of = np.arange(len(images)) * (np.arange(len(images)) - 1) // 2
     later = np.searchsorted(first_of, drawn, side="right") - 1
-    return np.stack([images[drawn - first_of[later]], images[later]], axis=1)
+    return images[[drawn - first_of[later], later]]
 
 
 def _pairs_between(members: list[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws `count` unordered pairs, [count, 2], of images of different classes."""
+    """Draws `count` unordered pairs, [2, count], of images of different classes."""
     # Images sorted by class: each one pairs with all that lie beyond its own class.
     images = np.concatenate(members)
     sizes = np.array([len(m) for m in members])
@@ -139,8 +137,7 @@ def _pairs_between(members: list[np.ndarray], count: int, rng: np.random.Generat
         )
     drawn = rng.choice(available, count, replace=False)
     one = np.searchsorted(first_of, drawn, side="right") - 1
-    other = class_end[one] + drawn - first_of[one]
-    return np.stack([images[one], images[other]], axis=1)
+    return images[[one, class_end[one] + drawn - first_of[one]]]
 
 
 def _mean_distance(x: np.ndarray, y: np.ndarray) -> float:

@@ -18,8 +18,7 @@ def knn_accuracy(
     """Classifies test examples by the majority of their nearest training examples.
 
     Nearest are those of highest cosine similarity. Of classes with equally many votes the one with
-    the highest summed similarity wins. A zero latent is as far from every
-    other one.
+    the highest summed similarity wins. A zero latent is as far from every other one.
 
     Args:
         train_latents: [N, D].
@@ -36,8 +35,8 @@ def knn_accuracy(
             `k` is out of range.
     """
     data = _checks.train_and_test(train_latents, train_labels, test_latents, test_labels)
-    train_latents, train_labels, test_latents, test_labels = data
-    _checks.at_least("k", k, 1)
+    train_latents, train_labels, test_latents, test_labels, _ = data
+    _checks.at_least(1, k=k)
     if k > len(train_latents):
         raise ValueError(f"k is {k} but there are {len(train_latents)} training examples; lower k")
     # Between unit vectors |a - b|^2 = 2 - 2 cos: the Euclidean search, which scikit-learn does in

@@ -8,7 +8,6 @@ in closed form, and depend neither on the latents' scale nor on the length of a 
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import scipy.linalg
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import gen_batches
 from threadpoolctl import threadpool_limits
 
 from ad_keras.measures import _checks
@@ -23,7 +23,7 @@ from ad_keras.measures import _checks
 RIDGE_ALPHAS = tuple(np.logspace(-2, 6, 17).tolist())
 LOGISTIC_C, LOGISTIC_TOLERANCE = 1.0, 1e-4
 
-_ROWS_AT_ONCE = 8192
+_ROWS_AT_ONCE = 4096  # so that float64 copies of them stay small
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,10 +110,11 @@ def linear_probe(
         ValueError: If the arrays do not fit each other, the training set has only one class, or
             the weights overflow.
     """
-    data = _checked(train_latents, train_labels, test_latents, test_labels, num_classes)
+    data = _checks.train_and_test(
+        train_latents, train_labels, test_latents, test_labels, num_classes
+    )
     train_latents, train_labels, test_latents, test_labels, num_classes = data
-    _checks.at_least("batch_size", batch_size, 1)
-    _checks.at_least("epochs", epochs, 1)
+    _checks.at_least(1, batch_size=batch_size, epochs=epochs)
     if not learning_rate > 0:
         raise ValueError(f"learning_rate is {learning_rate}; pass a positive number")
 
@@ -183,7 +184,9 @@ def logistic_probe(
         ValueError: If the arrays do not fit each other, the training set has only one class, or
             the regression does not converge.
     """
-    data = _checked(train_latents, train_labels, test_latents, test_labels, num_classes)
+    data = _checks.train_and_test(
+        train_latents, train_labels, test_latents, test_labels, num_classes
+    )
     train_latents, train_labels, test_latents, test_labels, num_classes = data
     scaler = StandardScaler().fit(train_latents.astype(np.float64))
     # In float32 the line search can end before the tolerance is reached.
@@ -245,7 +248,9 @@ def ridge_probe(
     Raises:
         ValueError: If the arrays do not fit each other, or the training set has only one class.
     """
-    data = _checked(train_latents, train_labels, test_latents, test_labels, num_classes)
+    data = _checks.train_and_test(
+        train_latents, train_labels, test_latents, test_labels, num_classes
+    )
     train_latents, train_labels, test_latents, test_labels, num_classes = data
     if not alphas or min(alphas) <= 0:
         raise ValueError(f"alphas is {alphas}; pass one or more positive numbers")
@@ -258,81 +263,55 @@ def ridge_probe(
     targets = 2 * np.eye(num_classes)[train_labels] - 1  # [N, C]
     # About a common point near the mean, sums of the parts add up without losing digits.
     origin = train_latents.mean(axis=0, dtype=np.float64)
-    fitted_sums = _ridge_sums(train_latents[fitted], targets[fitted], origin)
-    validation_sums = _ridge_sums(train_latents[validation], targets[validation], origin)
+    fitted_sums, validation_sums = (
+        _ridge_sums(train_latents[rows], targets[rows], origin) for rows in (fitted, validation)
+    )
 
-    gram, cross, mean, scale, target_mean = _normal_equations(*fitted_sums)
+    gram, cross, mean, scale, target_mean = _normal_equations(fitted_sums, num_classes)
     eigenvalues, basis = np.linalg.eigh(gram)
     rotated = basis.T @ cross  # [D, C]
     standardised = (train_latents[validation] - origin - mean) / scale
     projected = standardised @ basis  # [V, D]
-    best_accuracy, best_alpha = -1.0, 0.0
-    for alpha in sorted(alphas, reverse=True):
-        scores = projected @ (rotated / (eigenvalues + alpha)[:, np.newaxis]) + target_mean
-        accuracy = np.mean(scores.argmax(axis=1) == train_labels[validation])
-        if accuracy > best_accuracy:
-            best_accuracy, best_alpha = accuracy, alpha
 
-    sums = (a + b for a, b in zip(fitted_sums, validation_sums, strict=True))
-    gram, cross, mean, scale, target_mean = _normal_equations(*sums)
-    weights = scipy.linalg.solve(gram + best_alpha * np.eye(len(gram)), cross, assume_a="pos")
+    def accuracy(alpha: float) -> float:
+        scores = projected @ (rotated / (eigenvalues + alpha)[:, np.newaxis]) + target_mean
+        return np.mean(scores.argmax(axis=1) == train_labels[validation])
+
+    best = max(sorted(alphas, reverse=True), key=accuracy)
+    sums = fitted_sums + validation_sums
+    gram, cross, mean, scale, target_mean = _normal_equations(sums, num_classes)
+    weights = scipy.linalg.solve(gram + best * np.eye(len(gram)), cross, assume_a="pos")
     weights /= scale[:, np.newaxis]
     bias = target_mean - (origin + mean) @ weights
-    return _tested(test_latents, test_labels, weights, bias, alpha=best_alpha)
+    return _tested(test_latents, test_labels, weights, bias, alpha=best)
 
 
-def _ridge_sums(latents: np.ndarray, targets: np.ndarray, origin: np.ndarray) -> tuple:
-    """Sums over examples that fix a ridge regression; those of two parts add up to the whole's."""
-    width = latents.shape[1]
-    total, squares = np.zeros(width), np.zeros((width, width))
-    products = np.zeros((width, targets.shape[1]))
-    for part in _slices(len(latents)):
-        centred = latents[part] - origin  # float64
-        squares += centred.T @ centred
-        products += centred.T @ targets[part]
-        total += centred.sum(axis=0)
-    return len(latents), total, targets.sum(axis=0), squares, products
+def _ridge_sums(latents: np.ndarray, targets: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """Sums over examples of the products of all pairs of latents, targets and 1.
+
+    They fix a ridge regression; those of two parts add up to the whole's.
+    """
+    sums, targets = 0.0, np.column_stack([targets, np.ones(len(targets))])
+    for part in gen_batches(len(latents), _ROWS_AT_ONCE):
+        rows = np.column_stack([latents[part] - origin, targets[part]])  # float64
+        sums += rows.T @ rows
+    return sums
 
 
-def _normal_equations(
-    count: int,
-    total: np.ndarray,
-    target_total: np.ndarray,
-    squares: np.ndarray,
-    products: np.ndarray,
-) -> tuple[np.ndarray, ...]:
+def _normal_equations(sums: np.ndarray, classes: int) -> tuple[np.ndarray, ...]:
     """Of standardised latents, (gram + alpha) weights = cross: gram, cross, and what they are of.
 
     That is the latents' mean and scale, and the mean of the targets.
     """
-    mean = total / count
-    target_mean = target_total / count
+    width, count = len(sums) - classes - 1, sums[-1, -1]
+    mean, target_mean = np.split(sums[-1, :-1] / count, [width])
+    squares = sums[:width, :width]
     gram = squares - count * np.outer(mean, mean)
-    cross = products - count * np.outer(mean, target_mean)
+    cross = sums[:width, width:-1] - count * np.outer(mean, target_mean)
     # What rounding leaves of a constant feature's variance would otherwise be blown up to 1.
     constant = gram.diagonal() <= 1e-12 * squares.diagonal()
     scale = np.sqrt(np.where(constant, np.inf, gram.diagonal() / count))
     return gram / np.outer(scale, scale), cross / scale[:, np.newaxis], mean, scale, target_mean
-
-
-def _checked(
-    train_latents: ArrayLike,
-    train_labels: ArrayLike,
-    test_latents: ArrayLike,
-    test_labels: ArrayLike,
-    num_classes: int | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    data = _checks.train_and_test(train_latents, train_labels, test_latents, test_labels)
-    train_labels, test_labels = data[1], data[3]
-    highest = int(max(train_labels.max(), test_labels.max()))
-    if num_classes is None:
-        num_classes = highest + 1
-    elif highest >= num_classes:
-        raise ValueError(
-            f"num_classes is {num_classes} but the labels go up to {highest}; "
-            f"pass at least {highest + 1}"
-        )
-    return *data, num_classes
 
 
 def _tested(
@@ -347,8 +326,7 @@ def _tested(
     confusion = np.bincount(labels * classes + predicted, minlength=classes**2)
     confusion = confusion.reshape(classes, classes)
     correct, examples = confusion.diagonal(), confusion.sum(axis=1)
-    per_class = np.full(classes, np.nan)
-    np.divide(correct, examples, out=per_class, where=examples > 0)
+    per_class = correct / np.where(examples > 0, examples, np.nan)
     return ProbeResult(
         float(correct.sum() / len(labels)), per_class, confusion, weights, bias, alpha
     )
@@ -357,10 +335,5 @@ def _tested(
 def _predict(latents: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
     # Finite float32 weights and latents can have products that only float64 holds.
     weights = weights.astype(np.float64)
-    scores = (latents[part] @ weights + bias for part in _slices(len(latents)))
-    return np.concatenate([score.argmax(axis=1) for score in scores])
-
-
-def _slices(count: int) -> Iterator[slice]:
-    """Splits rows so that float64 copies of them stay small."""
-    return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, count, _ROWS_AT_ONCE))
+    parts = gen_batches(len(latents), _ROWS_AT_ONCE)
+    return np.concatenate([(latents[part] @ weights + bias).argmax(axis=1) for part in parts])
