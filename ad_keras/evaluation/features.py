@@ -125,9 +125,15 @@ def inception_features(folder: Path, weights: str | None = None) -> FeatureExtra
     Raises:
         UsageError: if the file cannot be read, or the network is not reached.
     """
-    if weights is None:
-        _require_download()
-    elif not Path(weights).is_file():
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    here = (home / "models" / _WEIGHTS_FILE).is_file()
+    if weights is None and not (here or reachable(_INCEPTION_ADDRESS)):
+        raise UsageError(
+            f"Inception's weights are not here and {_INCEPTION_ADDRESS.rpartition('/')[0]} cannot "
+            f"be reached: bring the file {_WEIGHTS_FILE} from there and name it with "
+            "--inception_weights=PATH, or use --features=classifier."
+        )
+    if weights is not None and not Path(weights).is_file():
         raise UsageError(f"--inception_weights={weights} is not a file.")
     images = keras.Input((None, None, 3), dtype="uint8", name="images")
     resized = keras.layers.Resizing(_INCEPTION_SIZE, _INCEPTION_SIZE, dtype="float32")(images)
@@ -154,17 +160,6 @@ def inception_features(folder: Path, weights: str | None = None) -> FeatureExtra
         + (f", weights {Path(weights).name}" if weights else ""),
         network=keras.Model(images, inception(signed)),
         folder=folder,
-    )
-
-
-def _require_download() -> None:
-    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-    if (home / "models" / _WEIGHTS_FILE).is_file() or reachable(_INCEPTION_ADDRESS):
-        return
-    raise UsageError(
-        f"Inception's weights are not here and {_INCEPTION_ADDRESS.rpartition('/')[0]} cannot be "
-        f"reached: bring the file {_WEIGHTS_FILE} from there and name it with "
-        "--inception_weights=PATH, or use --features=classifier."
     )
 
 

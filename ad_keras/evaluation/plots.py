@@ -84,9 +84,9 @@ def draw(
     if confusion is not None:
         figures["confusion"] = _confusion(confusion, classes)
     for metric, (quantity, *series) in _BARS.items():
-        rows = frame[(frame.metric == metric)]
-        floor = rows[rows.of == "test_images"].value.mean()
-        rows = rows[rows.figure.isin(series)].rename(columns={"of": "group", "figure": "series"})
+        rows = frame[frame.metric == metric].rename(columns={"of": "group", "figure": "series"})
+        floor = rows[rows.group == "test_images"].value.mean()
+        rows = rows[rows.series.isin(series)]
         if len(rows):
             figures[metric] = bars({"": rows}, quantity, floor)
     for name, points in maps.items():
@@ -116,7 +116,7 @@ def curves(
     """
     figure, grid = _grid(len(panels), 4.4, 3.4)
     for axes, (title, frame) in zip(grid, panels.items(), strict=True):
-        names = list(dict.fromkeys(frame.series))
+        names = frame.series.unique().tolist()
         for name in names:
             sums = scale * _intervals(frame[frame.series == name], "x")
             low, high = sums["mean"] - sums.half, sums["mean"] + sums.half
@@ -129,8 +129,7 @@ def curves(
         axes.set(title=title, xlabel=quantity)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     grid[0].set_ylabel(of)
-    _legend(figure, grid)
-    return figure
+    return _with_legend(figure)
 
 
 def bars(panels: Mapping[str, pd.DataFrame], quantity: str, floor: float = math.nan) -> Figure:
@@ -159,10 +158,9 @@ def bars(panels: Mapping[str, pd.DataFrame], quantity: str, floor: float = math.
         axes.set_xticks(range(len(names)), map(readable, names), rotation=30, ha="right")
         if math.isfinite(floor):
             axes.axhline(floor, color="black", linestyle=":", label="real test images")
-        axes.set(title=title)
+        axes.set_title(title)
     grid[0].set_ylabel(quantity)
-    _legend(figure, grid)
-    return figure
+    return _with_legend(figure)
 
 
 def scatter(
@@ -184,8 +182,7 @@ def scatter(
             style = _STYLES[label % len(_STYLES)]
             axes.scatter(rows.x, rows.y, s=14, linewidths=0, alpha=0.8, label=name, **style)
         axes.set(title=title, xlabel=f"{quantity} 1", ylabel=f"{quantity} 2")
-    _legend(figure, grid)
-    return figure
+    return _with_legend(figure)
 
 
 def _intervals(rows: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -220,10 +217,11 @@ def _grid(
     return figure, grid[:panels]
 
 
-def _legend(figure: Figure, grid: Sequence[Axes]) -> None:
+def _with_legend(figure: Figure) -> Figure:
     handles = {}
-    for axes in grid:
+    for axes in figure.axes:
         found, names = axes.get_legend_handles_labels()
         handles |= dict(zip(names, found, strict=True))
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)
+    return figure

@@ -110,10 +110,9 @@ def linear_probe(
         ValueError: If the arrays do not fit each other, the training set has only one class, or
             the weights overflow.
     """
-    data = _checks.train_and_test(
+    train_latents, train_labels, test_latents, test_labels, num_classes = _checks.train_and_test(
         train_latents, train_labels, test_latents, test_labels, num_classes
     )
-    train_latents, train_labels, test_latents, test_labels, num_classes = data
     _checks.at_least(1, batch_size=batch_size, epochs=epochs)
     if not learning_rate > 0:
         raise ValueError(f"learning_rate is {learning_rate}; pass a positive number")
@@ -184,10 +183,9 @@ def logistic_probe(
         ValueError: If the arrays do not fit each other, the training set has only one class, or
             the regression does not converge.
     """
-    data = _checks.train_and_test(
+    train_latents, train_labels, test_latents, test_labels, num_classes = _checks.train_and_test(
         train_latents, train_labels, test_latents, test_labels, num_classes
     )
-    train_latents, train_labels, test_latents, test_labels, num_classes = data
     scaler = StandardScaler().fit(train_latents.astype(np.float64))
     # In float32 the line search can end before the tolerance is reached.
     standardised = (train_latents - scaler.mean_) / scaler.scale_
@@ -248,10 +246,9 @@ def ridge_probe(
     Raises:
         ValueError: If the arrays do not fit each other, or the training set has only one class.
     """
-    data = _checks.train_and_test(
+    train_latents, train_labels, test_latents, test_labels, num_classes = _checks.train_and_test(
         train_latents, train_labels, test_latents, test_labels, num_classes
     )
-    train_latents, train_labels, test_latents, test_labels, num_classes = data
     if not alphas or min(alphas) <= 0:
         raise ValueError(f"alphas is {alphas}; pass one or more positive numbers")
     if not 0 < validation_share < 1:

@@ -44,7 +44,6 @@ class Claim:
         epochs: of both; None is the epoch at which runs are compared, `FIRST` a history's first.
         margin: of equivalence; None claims that the first is above.
         dataset: of the paper, on which alone it found that; None for both.
-        counted: whether it is a claim of the paper, or only checks how robust one is.
     """
 
     source: str
@@ -56,7 +55,6 @@ class Claim:
     epochs: tuple[int | str | None, int | str | None] = (None, None)
     margin: float | None = None
     dataset: str | None = None
-    counted: bool = True
 
     @property
     def is_share(self) -> bool:
@@ -82,11 +80,6 @@ _TABLE_1 = (
         dataset="svhn",
     ),
 )
-_SUPPLEMENT = {
-    "rem_noise_only": "REM from noise only",
-    "rem_mix_only": "REM from memories only",
-    "rem_before_nrem": "REM before NREM",
-}
 _LATE = "from epoch 50 to 100 (held-out images)"
 
 CLAIMS = (
@@ -128,7 +121,11 @@ CLAIMS = (
             *(condition, "full", ACCURACY),
             margin=NO_BIG_EFFECT,
         )
-        for condition, text in _SUPPLEMENT.items()
+        for condition, text in (
+            ("rem_noise_only", "REM from noise only"),
+            ("rem_mix_only", "REM from memories only"),
+            ("rem_before_nrem", "REM before NREM"),
+        )
     ),
     Claim(
         "Supplement",
@@ -151,46 +148,41 @@ CLAIMS = (
         )
         for condition, text in (("no_nrem", "PAD without NREM"), ("wake_only", "Wake only"))
     ),
-    # From here on: how robust these are.
+)
+"""One comparison for each claim of the paper."""
+
+CHECKS = (
     *(
         dataclasses.replace(
-            claim,
-            text=f"{claim.text}: {name}",
-            figure=(metric, "trained", "accuracy"),
-            counted=False,
+            claim, text=f"{claim.text}: {name}", figure=(metric, "trained", "accuracy")
         )
         for metric, name in (("logistic_probe", "logistic regression"), ("ridge_probe", "ridge"))
         for claim in _TABLE_1
     ),
+    Claim("Table 1", f"REM {_RAISES} without NREM", "no_nrem", "wake_only", ACCURACY),
+    Claim("Figure 4", f"REM {_RAISES} (held-out images)", "full", "no_rem", _HELD_OUT),
     *(
-        dataclasses.replace(claim, counted=False)
-        for claim in (
-            Claim("Table 1", f"REM {_RAISES} without NREM", "no_nrem", "wake_only", ACCURACY),
-            Claim("Figure 4", f"REM {_RAISES} (held-out images)", "full", "no_rem", _HELD_OUT),
-            *(
-                Claim(
-                    "Figure 5",
-                    f"Without NREM, more is lost under 30 % occlusion: tiles of {tile} px",
-                    *("no_nrem", "full", ("occlusion", f"tile_{tile}", "lost_accuracy")),
-                )
-                for tile in (1, 2, 8)
-            ),
-            Claim("Figure 5", "NREM enlarges the area under the curve", "full", "no_nrem", AREA),
-            Claim(
-                "Figure 6",
-                "Without REM, the ratio within classes is nearer to the untrained encoder's",
-                *("full", "no_rem", ("distances", "from_untrained", "intra_inter_ratio")),
-            ),
-            Claim(
-                "Figure 3",
-                "Reconstructions improve with training: their loss falls",
-                *("full", "full", ("wake", "reconstruction_loss", "")),
-                epochs=(FIRST, None),
-            ),
+        Claim(
+            "Figure 5",
+            f"Without NREM, more is lost under 30 % occlusion: tiles of {tile} px",
+            *("no_nrem", "full", ("occlusion", f"tile_{tile}", "lost_accuracy")),
         )
+        for tile in (1, 2, 8)
+    ),
+    Claim("Figure 5", "NREM enlarges the area under the curve", "full", "no_nrem", AREA),
+    Claim(
+        "Figure 6",
+        "Without REM, the ratio within classes is nearer to the untrained encoder's",
+        *("full", "no_rem", ("distances", "from_untrained", "intra_inter_ratio")),
+    ),
+    Claim(
+        "Figure 3",
+        "Reconstructions improve with training: their loss falls",
+        *("full", "full", ("wake", "reconstruction_loss", "")),
+        epochs=(FIRST, None),
     ),
 )
-"""One comparison for each claim of the paper, then the checks."""
+"""How robust these are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,8 +278,7 @@ def values(
         at: the epoch at which runs are compared.
         epoch: None for that, a number, or `FIRST`.
     """
-    wanted = dict(zip(("condition", "metric", "of", "figure"), (condition, *figure), strict=True))
-    rows = frame[np.logical_and.reduce([frame[name] == text for name, text in wanted.items()])]
+    rows = frame[(frame[["condition", *COLUMNS[3:6]]] == [condition, *figure]).all(axis=1)]
     if epoch == FIRST:
         rows = rows[(rows.epoch == rows.epoch.min()) & (rows.epoch < at)]
     else:
@@ -319,12 +310,11 @@ def judge_all(frame: pd.DataFrame, dataset: str, at: int) -> tuple[list[Finding]
             on its other one, and is a check on all others.
         at: the epoch at which runs are compared.
     """
-    claims, checks = [], []
-    for claim in CLAIMS:
-        own = claim.dataset in (None, dataset)
-        if own or dataset not in published.LINEAR_SEPARABILITY:
-            (claims if claim.counted and own else checks).append(judge(claim, frame, at))
-    return claims, checks
+    claims = [claim for claim in CLAIMS if claim.dataset in (None, dataset)]
+    checks = [claim for claim in (*CLAIMS, *CHECKS) if claim not in claims]
+    if dataset in published.LINEAR_SEPARABILITY:
+        checks = [claim for claim in checks if claim.dataset in (None, dataset)]
+    return tuple([judge(claim, frame, at) for claim in found] for found in (claims, checks))
 
 
 def _derived(measured: pd.DataFrame, chance: float) -> list[tuple[str, str, str, float]]:
@@ -334,8 +324,8 @@ def _derived(measured: pd.DataFrame, chance: float) -> list[tuple[str, str, str,
         above = accuracies[0] - chance
         left = (accuracies - chance) / (above if above > 0 else np.nan)
         lost = 1 - np.interp(_OCCLUDED_SHARE, shares, left)
-        found.append(("occlusion", tile, "lost_accuracy", lost))
-        found.append(("occlusion", tile, "area", np.trapezoid(left, shares)))
+        area = np.trapezoid(left, shares)
+        found += [("occlusion", tile, "lost_accuracy", lost), ("occlusion", tile, "area", area)]
     ratios = measured[measured.figure == "intra_inter_ratio"].set_index("of").value
     if {"trained", "untrained"} <= set(ratios.index):
         gap = abs(ratios["trained"] - ratios["untrained"])

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import jinja2
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 from matplotlib.figure import Figure
-from PIL import Image
 
 from ad_keras import data
 from ad_keras.errors import UsageError
@@ -62,7 +62,6 @@ _READOUTS = {
     "ridge_probe": "accuracy",
     "knn": "",
 }
-_OTHERS = ("logistic_probe", "ridge_probe", "knn")
 _LOSSES = {
     ("wake", "reconstruction_loss"): "Wake: reconstruction",
     ("wake", "kl_loss"): "Wake: divergence from the prior",
@@ -207,6 +206,7 @@ class _Report:
             frame = findings.tidy(*of, run.results, run.history)
             frames.append(frame.assign(epoch=self._compared(run, frame.epoch)))
         self.frame = pd.concat(frames, ignore_index=True)
+        self.frame["series"] = self.frame.condition
         self.dataset = self.runs[0].config.dataset
         self.claims, self.checks = findings.judge_all(self.frame, self.dataset, self.at)
         self.unlike = list(dict.fromkeys(text for run in self.runs for text in _differences(run)))
@@ -258,14 +258,12 @@ class _Report:
             *[f"precision {precision} (the paper: float32)"] * (precision != "float32"),
             *[f"fewer than {SEEDS} seeds"] * (min(self.seeds.values()) < SEEDS),
         ]
+        seeds = [f"{readable(condition)} {count}" for condition, count in self.seeds.items()]
         versions = self.runs[0].results.get("versions", {})
         lines = [
             ("Does it reproduce?", ", ".join([f"{counts['holds']} claims hold", *rest])),
             ("By how much?", "; ".join(much) or NOT_MEASURED),
-            (
-                "With how many seeds?",
-                ", ".join(f"{readable(c)} {n}" for c, n in self.seeds.items()),
-            ),
+            ("With how many seeds?", ", ".join(seeds)),
             ("What differs from the paper?", "; ".join(unlike) or "nothing"),
             ("What is left out?", "; ".join(self.left_out) or "nothing"),
             ("With which versions?", ", ".join(f"{k} {v}" for k, v in versions.items())),
@@ -344,7 +342,7 @@ class _Report:
             "standard error over runs (seeds). z: the difference in its standard errors."
         )
         tables = [Table(caption, head, lines)]
-        others = [metric for metric in _OTHERS if (self.frame.metric == metric).any()]
+        others = [name for name in [*_READOUTS][1:] if (self.frame.metric == name).any()]
         if others:
             lines = [
                 (title, *(_figure(self._accuracies(condition, m, of)) for m in others))
@@ -386,7 +384,7 @@ class _Report:
             # Of the untrained encoder each run's results have figures, whatever their epoch.
             tested = tested.assign(epoch=tested.epoch.where(tested.of == "trained", 0))
             for images, part in (("held-out", held_out), ("test", tested)):
-                panels[f"{images} images, {readable(metric)}"] = _lines(part, part.epoch)
+                panels[f"{images} images, {readable(metric)}"] = part.assign(x=part.epoch)
         caption = (
             "Accuracy over epochs, with 95 % bands where there are seeds. Held-out images are a "
             "tenth of the training images, on which the probe is not fitted. On test images there "
@@ -398,7 +396,7 @@ class _Report:
     def _figure_5(self) -> Section:
         curve = self._at("occlusion")
         curve = curve[~curve.figure.isin([LOST[2], AREA[2]])]
-        curve = _lines(curve, 100 * curve.figure.astype(float))
+        curve = curve.assign(x=100 * curve.figure.astype(float))
         tiles = ("tile_4", "tile_1", "tile_2", "tile_8")
         panels = {readable(tile): curve[curve.of == tile] for tile in tiles}
         caption = (
@@ -420,16 +418,15 @@ class _Report:
 
     def _figure_6(self) -> Section:
         maps = {}
-        for run in reversed(self.runs):  # so that the first seed stays
-            file = run.folder / "figures" / "pca.csv"
-            if file.is_file() and "label" in (points := pd.read_csv(file)):
-                maps[readable(run.config.condition)] = points[points.label < _SHOWN_CLASSES]
+        for run in self.runs:
+            title, file = readable(run.config.condition), run.folder / "figures" / "pca.csv"
+            if title not in maps and file.is_file() and "label" in (points := pd.read_csv(file)):
+                maps[title] = points[points.label < _SHOWN_CLASSES]
         caption = (
             "First two principal components of the test images' latents, of the first classes, "
             "of one seed of each condition"
         )
         classes = self.runs[0].results["class_names"]
-        maps = dict(reversed(maps.items()))
         shown = _picture("pca", caption, plots.scatter, maps, classes)
         rows = self._at("distances").assign(series="mean over seeds")
         first = (rows.of == "untrained") & (rows.condition == next(iter(self.seeds)))
@@ -445,10 +442,11 @@ class _Report:
         return Section("Figure 6: how the latents are organised", pictures=shown)
 
     def _losses(self) -> Section:
-        panels = {}
-        for (metric, of), title in _LOSSES.items():
-            rows = self.frame[(self.frame.metric == metric) & (self.frame.of == of)]
-            panels[title] = _lines(rows, rows.epoch)
+        frame = self.frame.assign(x=self.frame.epoch)
+        panels = {
+            title: frame[(frame.metric == metric) & (frame.of == of)]
+            for (metric, of), title in _LOSSES.items()
+        }
         caption = "Means over each epoch, with 95 % bands where there are seeds"
         shown = _picture("losses", caption, _curves, panels, self.axis, "loss", scale=1.0)
         return Section("Losses over training", pictures=shown)
@@ -482,18 +480,12 @@ def dream_sheets(folder: Path) -> dict[int, bytes]:
             *pictures.nrem_rows(model, images, _SEED)[1:],
             *pictures.rem_rows(model, images, np.roll(images, -1, axis=0), _SEED)[2:],
         ]
-        file = io.BytesIO()
-        Image.fromarray(pictures.sheet(rows)).save(file, "png")
-        sheets[epoch] = file.getvalue()
+        sheets[epoch] = tf.io.encode_png(pictures.sheet(rows)).numpy()
     return sheets
 
 
 def _differences(run: Run) -> list[str]:
     return differences(run.config, findings.epoch_of(run.results))
-
-
-def _lines(rows: pd.DataFrame, x: pd.Series) -> pd.DataFrame:
-    return rows.assign(series=rows.condition, x=x)
 
 
 def _picture(name: str, caption: str, draw, panels: dict, *arguments, **options) -> list[Picture]:

@@ -1,6 +1,7 @@
 """Trains what is missing, measures it, and says beforehand how long that takes."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import tempfile
@@ -25,12 +26,7 @@ from ad_keras.reproduction.report import read_runs, write_report
 from ad_keras.runs.build import build_model
 from ad_keras.runs.checkpoints import newest_step
 from ad_keras.runs.config import RUN_ONLY, Config
-from ad_keras.runs.folder import (
-    completed_epochs,
-    load_config,
-    refuse_other_flags,
-    write_atomically,
-)
+from ad_keras.runs.folder import completed_epochs, load_config, refuse_other_flags, write_atomically
 from ad_keras.runs.training import chosen_images, train
 
 _WARM_UP_STEPS, _TIMED_STEPS = 4, 10
@@ -74,7 +70,13 @@ def reproduce(flags: ReproduceConfig, command: str) -> Path:
         Interrupted: after SIGINT or SIGTERM; what is done is kept, and calling again continues.
     """
     if flags.results_dir:
-        write_report(read_runs(_saved_runs(Path(flags.results_dir))), flags.report_path, command)
+        folders = sorted(file.parent for file in Path(flags.results_dir).glob("*/flags.json"))
+        if not folders:
+            raise UsageError(
+                f"--results_dir={flags.results_dir} holds no runs: it is a folder of folders that "
+                "have flags.json, history.json and results.json."
+            )
+        write_report(read_runs(folders), flags.report_path, command)
         return flags.report_path
     refuse_workers(
         "a reproduction is one process: train its runs by ad_keras.train, into the folders that "
@@ -83,34 +85,34 @@ def reproduce(flags: ReproduceConfig, command: str) -> Path:
     with interruptible():
         runs = plan(flags)
         content = joblib.hash(_check_data(flags))
-        features: dict[Path, str] = {}
-        failed: dict[Path, str] = {}
+        features: dict[Config, str] = {}
+        failed: dict[Config, str] = {}
 
         def attempt(config: Config, finished: bool) -> None:
-            folder = config.run_path
             try:
                 if not finished:
                     train(config)
-                features[folder] = _measured(flags, config, content)
+                features[config] = _measured(flags, config, content)
             except Interrupted:
                 raise
             except RunError as error:
-                features.pop(folder, None)
-                failed[folder] = f"{folder} failed: {error}"
-                print(failed[folder], flush=True)
+                features.pop(config, None)
+                failed[config] = f"{config.run_path} failed: {error}"
+                print(failed[config], flush=True)
 
         for number, run in enumerate(runs, start=1):
             print(f"[{number}/{len(runs)}] {run.config.run_path}: {run.state}", flush=True)
             attempt(run.config, run.finished)
         # Dreams are only compared in the features of the same weights, which a lost cache changes.
-        newest = max(features, key=lambda f: (f / _RECORD).stat().st_mtime, default=None)
-        for folder in [f for f in features if features[f] != features[newest]]:
-            (folder / _RECORD).unlink()
-            (config,) = (run.config for run in runs if run.config.run_path == folder)
+        records = {config: config.run_path / _RECORD for config in features}
+        newest = max(records, key=lambda config: records[config].stat().st_mtime, default=None)
+        for config in [each for each in features if features[each] != features[newest]]:
+            records[config].unlink()
             attempt(config, finished=True)
         if not features:
             raise RunError("; ".join(failed.values()))
-        write_report(read_runs(list(features)), flags.report_path, command, [*failed.values()])
+        measured = read_runs([config.run_path for config in features])
+        write_report(measured, flags.report_path, command, [*failed.values()])
     if failed:
         raise RunError(
             f"{'; '.join(failed.values())} The report in {flags.report_path} is of the others."
@@ -130,17 +132,15 @@ def estimate(flags: ReproduceConfig) -> str:
     train_set, test_set = _check_data(flags)
     content = joblib.hash((train_set, test_set))
     steps_per_epoch = (flags.train_examples or len(train_set)) // flags.batch_size
-    speeds, measuring, lines = {}, None, []
+    speed = functools.cache(lambda condition: seconds_per_step(flags.run_config(condition, 0)))
+    measuring = functools.cache(lambda: seconds_of_measuring(flags, train_set, test_set))
+    lines = []
     for run in runs:
         steps = 0 if run.finished else (run.config.epochs - run.completed) * steps_per_epoch
-        if steps and run.config.condition not in speeds:
-            speeds[run.config.condition] = seconds_per_step(run.config)
-        training = steps * speeds[run.config.condition] if steps else 0.0
-        to_measure = 0.0
-        if not (run.finished and _is_measured(flags, run.config, content)):
-            measuring = measuring or seconds_of_measuring(flags, train_set, test_set)
-            to_measure = measuring
-        lines.append((run.config.run_path, run.config.seed, run.state, steps, training, to_measure))
+        training = steps * speed(run.config.condition) if steps else 0.0
+        done = run.finished and _is_measured(flags, run.config, content)
+        times = training, 0.0 if done else measuring()
+        lines.append((run.config.run_path, run.config.seed, run.state, steps, *times))
     totals = [sum(column) for column in list(zip(*lines, strict=True))[3:]]
     head = ("run", "seed", "state", "steps", "training", "measuring")
     cells = [
@@ -189,7 +189,10 @@ def seconds_of_measuring(flags: ReproduceConfig, train_set: ImageSet, test_set: 
     wanted = flags.evaluate_config("timed")
     model = build_model(dataclasses.replace(flags.run_config("full", 0), precision="float32"))
     network = keras.Model(model.encoder.input, model.encoder.output["latent"])
-    parts = [_some(part) for part in (train_set, test_set)]
+    parts = []
+    for part in (train_set, test_set):
+        some = np.random.default_rng(0).permutation(len(part))[:_TIMED_IMAGES]
+        parts.append(ImageSet(part.images[some], part.labels[some], part.class_names))
     with tempfile.TemporaryDirectory() as cache:
         for _ in range(2):  # the first time TensorFlow compiles, and pixels are probed
             suite = Suite(
@@ -222,16 +225,6 @@ def _look_at(config: Config) -> Run:
         )
     exported = (config.export_path / "metadata.json").is_file()
     return Run(config, completed, completed == config.epochs == saved.epochs and exported)
-
-
-def _saved_runs(folder: Path) -> list[Path]:
-    found = sorted(file.parent for file in folder.glob("*/flags.json"))
-    if not found:
-        raise UsageError(
-            f"--results_dir={folder} holds no runs: it is a folder of folders that have "
-            "flags.json, history.json and results.json."
-        )
-    return found
 
 
 def _check_data(flags: ReproduceConfig) -> tuple[ImageSet, ImageSet]:
@@ -294,11 +287,6 @@ def _origin(flags: ReproduceConfig, config: Config, content: str) -> str:
 
 def _results_digest(folder: Path) -> str:
     return joblib.hash((folder / "results.json").read_bytes())
-
-
-def _some(part: ImageSet) -> ImageSet:
-    chosen = np.random.default_rng(0).permutation(len(part))[:_TIMED_IMAGES]
-    return dataclasses.replace(part, images=part.images[chosen], labels=part.labels[chosen])
 
 
 def _duration(seconds: float) -> str:
