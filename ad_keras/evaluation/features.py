@@ -15,6 +15,7 @@ import joblib
 import keras
 import numpy as np
 import tensorflow as tf
+from sklearn.utils import gen_batches
 from tqdm import tqdm
 
 from ad_keras.data import ImageSet, batches, reachable
@@ -59,7 +60,10 @@ class FeatureExtractor:
 
     def __call__(self, images: np.ndarray, label: str = "features") -> np.ndarray:
         """Features, float32 [N, D], of images, uint8 [N, H, W, 3]; a progress bar has the label."""
-        return _apply(self.network, images, label)
+        parts = [*gen_batches(len(images), _BATCH)]
+        bar = tqdm(parts, desc=label, disable=None, leave=False)
+        found = [np.asarray(self.network(images[rows], training=False)) for rows in bar]
+        return np.concatenate(found)
 
     def of_reference(self, images: np.ndarray) -> np.ndarray:
         """Features of real images, from the cache if they were computed before."""
@@ -170,7 +174,8 @@ def _fitted(
     classifier = _build_classifier(train_set, seed)
     fitted = np.delete(np.arange(len(train_set)), reference_rows(train_set))
     _train(classifier, train_set.images[fitted], train_set.labels[fitted], seed)
-    predicted = _apply(classifier, test_set.images, "testing the classifier").argmax(axis=1)
+    logits = FeatureExtractor("logits", classifier, Path())
+    predicted = logits(test_set.images, "testing the classifier").argmax(axis=1)
     return classifier.get_weights(), float(np.mean(predicted == test_set.labels))
 
 
@@ -215,11 +220,3 @@ def _train(classifier: keras.Model, images: np.ndarray, labels: np.ndarray, seed
     with tqdm(total=steps, desc="training the classifier", disable=None, leave=False) as bar:
         moved = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update())
         classifier.fit(examples, epochs=1, verbose=0, callbacks=[moved], shuffle=False)
-
-
-def _apply(network: keras.Model, images: np.ndarray, label: str) -> np.ndarray:
-    parts = [
-        np.asarray(network(images[start : start + _BATCH], training=False))
-        for start in tqdm(range(0, len(images), _BATCH), desc=label, disable=None, leave=False)
-    ]
-    return np.concatenate(parts)

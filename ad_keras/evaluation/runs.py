@@ -155,21 +155,17 @@ def _with_earlier(result: dict, folder: Path) -> dict:
         earlier.get(name) == result[name]
         for name in ("name", "step", "training_seed", "data", "trained_on", "versions")
     )
-    if not same:
-        kept = {}
-    elif "features" in result and earlier.get("features") != result["features"]:
-        kept = {name: entry for name, entry in others.items() if name not in OF_DREAMS}
-    else:
-        kept = others
-        result = {"features": earlier["features"]} | result if "features" in earlier else result
-    if dropped := [name for name in others if name not in kept]:
+    if same and "features" in earlier and "features" not in result:
+        result = {"features": earlier["features"]} | result
+    old = set(OF_DREAMS) if earlier.get("features") != result.get("features") else set()
+    if dropped := [name for name in others if name in old or not same]:
         gone = ", ".join(dropped)
         _say(f"{file}: {gone} dropped, measured of other weights, data, features or versions.")
         for name in dropped:
             picture = "confusion" if name == "probe" else name
             for path in (folder / "figures").glob(f"{picture}.*"):
                 path.unlink()
-    metrics = own | kept
+    metrics = {name: entry for name, entry in others.items() if name not in dropped} | own
     return result | {"metrics": {name: metrics[name] for name in METRICS if name in metrics}}
 
 

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from sklearn.utils import gen_batches
 from tqdm import tqdm
 
 from ad_keras.data import ImageSet
@@ -100,7 +101,7 @@ def check(metrics: Iterable[str], train_set: ImageSet, test_set: ImageSet, num_d
         )
     if "distances" in metrics:
         _check_pairs(test_set)
-    count = _number_of_dreams(num_dreams, train_set, test_set)
+    count = min(num_dreams, len(reference_rows(train_set)), len(test_set))
     if count < _FEWEST_DREAMS and set(OF_DREAMS) & set(metrics):
         raise UsageError(
             f"{', '.join(name for name in OF_DREAMS if name in metrics)} would compare {count} "
@@ -155,7 +156,8 @@ class Suite:
             )
         self.earlier = dict(sorted((self.earlier or {}).items()))
         self._gaps: dict[str, str] = {}  # of the metric that is being measured
-        self._count = _number_of_dreams(self.num_dreams, self.train_set, self.test_set)
+        images = len(reference_rows(self.train_set)), len(self.test_set)
+        self._count = min(self.num_dreams, *images)
 
     def measure(
         self, metrics: Sequence[str], announce: Callable[[str], None] | None = None
@@ -334,12 +336,9 @@ class Suite:
         return self._protocol(text, **sizes), values
 
     def _measure_pca(self) -> tuple[dict, dict]:
-        values = {}
-        for name, (_, test) in self._latents.items():
-            coordinates, explained = pca_map(test)
-            values[name] = {"explained_variance": explained.tolist()}
-            if name == "trained":
-                self.maps["pca"] = coordinates
+        found = {name: pca_map(test) for name, (_, test) in self._latents.items()}
+        self.maps["pca"] = found["trained"][0]
+        values = {name: {"explained_variance": part.tolist()} for name, (_, part) in found.items()}
         return self._protocol("first two principal components of the test images' latents"), values
 
     def _measure_tsne(self) -> tuple[dict, dict]:
@@ -395,11 +394,9 @@ class Suite:
             for name, latents in self._latents.items()
         }
 
-    def _repeated(
-        self, name: str, latents: Sequence[np.ndarray], encoder: str
-    ) -> list[ProbeResult]:
+    def _repeated(self, name: str, latents: list[np.ndarray], label: str) -> list[ProbeResult]:
         """The paper's probe at each of its seeds, less the gaps."""
-        seeds = _bar(range(self.seed, self.seed + self.probe_seeds), f"probe of {encoder}")
+        seeds = _bar(range(self.seed, self.seed + self.probe_seeds), f"probe of {label}")
         found = [self._probe(linear_probe, name, latents, seed=seed) for seed in seeds]
         return [readout for readout in found if readout is not None]
 
@@ -508,8 +505,7 @@ def dreams(model: PAD, memories: np.ndarray, perceived: np.ndarray, seed: int) -
 
 
 def _generate(model: PAD, latents: np.ndarray | tf.Tensor) -> np.ndarray:
-    starts = range(0, len(latents), _BATCH)
-    parts = [model.generator(latents[start : start + _BATCH]) for start in starts]
+    parts = [model.generator(latents[rows]) for rows in gen_batches(len(latents), _BATCH)]
     return tf.concat(parts, axis=0).numpy()
 
 
@@ -565,10 +561,6 @@ def _reading(result: ProbeResult | None) -> dict:
         "confusion": result.confusion.tolist(),
     }
     return reading if result.alpha is None else {**reading, "alpha": result.alpha}
-
-
-def _number_of_dreams(wanted: int, train_set: ImageSet, test_set: ImageSet) -> int:
-    return min(wanted, len(reference_rows(train_set)), len(test_set))
 
 
 def _check_pairs(test_set: ImageSet) -> None:

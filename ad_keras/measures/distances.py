@@ -91,16 +91,8 @@ def distance_ratios(
             f"latents of different classes are equal in all {different.shape[1]} pairs; "
             "the encoder has collapsed, check its training"
         )
-    return DistanceRatios(
-        intra_class=intra,
-        inter_class=inter,
-        clean_occluded=occluded,
-        intra_inter_ratio=intra / inter,
-        occluded_inter_ratio=occluded / inter,
-        intra_class_pairs=same.shape[1],
-        inter_class_pairs=different.shape[1],
-        clean_occluded_pairs=len(images),
-    )
+    counts = same.shape[1], different.shape[1], len(images)
+    return DistanceRatios(intra, inter, occluded, intra / inter, occluded / inter, *counts)
 
 
 def _pairs_within(

@@ -75,7 +75,7 @@ def fid(x: ArrayLike, y: ArrayLike) -> float:
     Raises:
         ValueError: If the sets are not finite, have fewer than two rows, or different widths.
     """
-    x, y = _feature_sets("x", x, "y", y)
+    x, y = _feature_sets(x=x, y=y)
     return fid_from_moments(*_moments("x", x), *_moments("y", y))
 
 
@@ -101,7 +101,7 @@ def kid(
         ValueError: If the sets are not finite or have different widths, or if `subsets` or
             `subset_size` is out of range.
     """
-    x, y = _feature_sets("x", x, "y", y)
+    x, y = _feature_sets(x=x, y=y)
     _checks.at_least(1, subsets=subsets)
     _checks.at_least(2, subset_size=subset_size)
     for name, rows in (("x", len(x)), ("y", len(y))):
@@ -142,7 +142,7 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, k: int = 5) -> tuple[floa
     Raises:
         ValueError: If the sets are not finite or have different widths, or `k` is out of range.
     """
-    real, fake = _feature_sets("real", real, "fake", fake)
+    real, fake = _feature_sets(real=real, fake=fake)
     _checks.at_least(1, k=k)
     if k >= len(real):
         raise ValueError(f"k is {k} but real has {len(real)} rows; pass at most {len(real) - 1}")
@@ -162,13 +162,11 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, k: int = 5) -> tuple[floa
     return float(in_ball.sum() / (k * len(fake))), float(np.mean(in_ball > 0))
 
 
-def _feature_sets(
-    name: str, values: ArrayLike, other_name: str, other_values: ArrayLike
-) -> tuple[np.ndarray, np.ndarray]:
-    features = _checks.features(name, values, dtype=np.float64)
-    others = _checks.features(other_name, other_values, dtype=np.float64)
-    _checks.same_width(name, features, other_name, others)
-    return features, others
+def _feature_sets(**sets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    x, y = (_checks.features(name, values, dtype=np.float64) for name, values in sets.items())
+    name, other_name = sets
+    _checks.same_width(name, x, other_name, y)
+    return x, y
 
 
 def _moments(name: str, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

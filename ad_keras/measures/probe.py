@@ -127,8 +127,7 @@ def linear_probe(
     with threadpool_limits(1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
         for epoch in range(epochs):
             order = rng.permutation(len(train_latents))
-            for start in range(0, len(order) - batch_size + 1, batch_size):
-                rows = order[start : start + batch_size]
+            for rows in order[: len(order) // batch_size * batch_size].reshape(-1, batch_size):
                 batch = train_latents[rows]  # [B, D]
                 error = batch @ weights  # [B, C], turned in place from logits to the gradient
                 error += bias
@@ -312,21 +311,16 @@ def _normal_equations(sums: np.ndarray, classes: int) -> tuple[np.ndarray, ...]:
 
 
 def _tested(
-    latents: np.ndarray,
-    labels: np.ndarray,
-    weights: np.ndarray,
-    bias: np.ndarray,
-    alpha: float | None = None,
+    latents: np.ndarray, labels: np.ndarray, weights: np.ndarray, bias: np.ndarray, alpha=None
 ) -> ProbeResult:
     classes = len(bias)
     predicted = _predict(latents, weights, bias)
-    confusion = np.bincount(labels * classes + predicted, minlength=classes**2)
-    confusion = confusion.reshape(classes, classes)
+    pairs = np.bincount(labels * classes + predicted, minlength=classes**2)
+    confusion = pairs.reshape(classes, classes)
     correct, examples = confusion.diagonal(), confusion.sum(axis=1)
     per_class = correct / np.where(examples > 0, examples, np.nan)
-    return ProbeResult(
-        float(correct.sum() / len(labels)), per_class, confusion, weights, bias, alpha
-    )
+    accuracy = float(correct.sum() / len(labels))
+    return ProbeResult(accuracy, per_class, confusion, weights, bias, alpha)
 
 
 def _predict(latents: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:

@@ -205,8 +205,8 @@ class _Report:
             of = run.config.condition, run.config.seed
             frame = findings.tidy(*of, run.results, run.history)
             frames.append(frame.assign(epoch=self._compared(run, frame.epoch)))
-        self.frame = pd.concat(frames, ignore_index=True)
-        self.frame["series"] = self.frame.condition
+        frame = pd.concat(frames, ignore_index=True)
+        self.frame = frame.assign(series=frame.condition, x=frame.epoch)
         self.dataset = self.runs[0].config.dataset
         self.claims, self.checks = findings.judge_all(self.frame, self.dataset, self.at)
         self.unlike = list(dict.fromkeys(text for run in self.runs for text in _differences(run)))
@@ -248,10 +248,8 @@ class _Report:
         rest = [f"{counts[verdict]} {text}" for verdict, text in _REST.items() if counts[verdict]]
         rem = self.claims[0]
         much = [f"{rem.claim.text}: {_difference(rem.comparison, True)}"] if rem.comparison else []
-        ours, published = self._accuracies("full"), self._published("full")
-        if len(ours) and published is not None:
-            comparison = compare(ours, published)
-            much.append(f"PAD less published: {_difference(comparison, True)}")
+        if beside := self._published("full"):
+            much.append(f"PAD less published: {beside[1]}")
         precision = self.runs[0].config.precision
         unlike = [
             *self.unlike,
@@ -303,12 +301,15 @@ class _Report:
     def _values(self, condition: str, figure: findings.Figure) -> pd.Series:
         return findings.values(self.frame, condition, figure, self.at)
 
-    def _published(self, condition: str) -> np.ndarray | None:
-        """Accuracies with the published mean and error, if ours are of the paper's settings."""
+    def _published(self, condition: str) -> list[str]:
+        """The published accuracy, ours less that, and z; nothing without the paper's settings."""
         own = [run for run in self.runs if run.config.condition == condition]
-        if not own or any(map(_differences, own)):
-            return None
-        return sample(self.dataset, condition)
+        ours, published = self._accuracies(condition), sample(self.dataset, condition)
+        if not own or any(map(_differences, own)) or published is None or not len(ours):
+            return []
+        comparison = compare(ours, published)
+        z = "" if math.isnan(comparison.z) else f"{comparison.z:+.1f}"
+        return [_figure(published), _difference(comparison, True), z]
 
     def _rows(self) -> list[tuple[str, str, str]]:
         """Title, condition and encoder of the lines of tables of accuracies."""
@@ -322,14 +323,9 @@ class _Report:
     def _table_1(self) -> Section:
         lines = []
         for title, condition, of in self._rows():
-            ours = self._accuracies(condition, of=of)
-            published = self._published(condition) if of == "trained" and len(ours) else None
-            cells = ["", "", ""]
-            if published is not None:
-                comparison = compare(ours, published)
-                z = "" if math.isnan(comparison.z) else f"{comparison.z:+.1f}"
-                cells = [_figure(published), _difference(comparison, True), z]
-            lines.append((title, _figure(ours), *cells))
+            beside = self._published(condition) if of == "trained" else []
+            ours = _figure(self._accuracies(condition, of=of))
+            lines.append((title, ours, *(beside or ["", "", ""])))
         head = ["condition", f"ours, epoch {self.at}, {self.runs[0].config.precision}"]
         head += ["published", "difference [95 % interval]", "z"]
         texts = []
@@ -382,9 +378,9 @@ class _Report:
             held_out = rows[rows.of == "validation_accuracy"]
             tested = rows[rows.of.isin(["trained", "untrained"]) & (rows.figure == figure)]
             # Of the untrained encoder each run's results have figures, whatever their epoch.
-            tested = tested.assign(epoch=tested.epoch.where(tested.of == "trained", 0))
+            tested = tested.assign(x=tested.epoch.where(tested.of == "trained", 0))
             for images, part in (("held-out", held_out), ("test", tested)):
-                panels[f"{images} images, {readable(metric)}"] = part.assign(x=part.epoch)
+                panels[f"{images} images, {readable(metric)}"] = part
         caption = (
             "Accuracy over epochs, with 95 % bands where there are seeds. Held-out images are a "
             "tenth of the training images, on which the probe is not fitted. On test images there "
@@ -442,9 +438,8 @@ class _Report:
         return Section("Figure 6: how the latents are organised", pictures=shown)
 
     def _losses(self) -> Section:
-        frame = self.frame.assign(x=self.frame.epoch)
         panels = {
-            title: frame[(frame.metric == metric) & (frame.of == of)]
+            title: self.frame[(self.frame.metric == metric) & (self.frame.of == of)]
             for (metric, of), title in _LOSSES.items()
         }
         caption = "Means over each epoch, with 95 % bands where there are seeds"

@@ -249,8 +249,8 @@ def _measured(flags: ReproduceConfig, config: Config, content: str) -> str:
     if not _is_measured(flags, config, content):
         print(f"{folder}: measuring", flush=True)
         evaluate(flags.evaluate_config(str(folder)))
-        record = {"of": _origin(flags, config, content), "results": _results_digest(folder)}
-        write_atomically(folder / _RECORD, json.dumps(record) + "\n")
+        record = json.dumps(_digests(flags, config, content))
+        write_atomically(folder / _RECORD, record + "\n")
     return str(json.loads((folder / "results.json").read_text())["features"].get("weights"))
 
 
@@ -259,34 +259,27 @@ def _is_measured(flags: ReproduceConfig, config: Config, content: str) -> bool:
     folder = config.run_path
     try:
         record = json.loads((folder / _RECORD).read_text())
-        return (
-            record["of"] == _origin(flags, config, content)
-            and record["results"] == _results_digest(folder)
-            and (folder / "figures" / "pca.csv").is_file()
-        )
-    except (OSError, ValueError, KeyError, TypeError):  # not measured, or a damaged record
+        unchanged = record == _digests(flags, config, content)
+        return unchanged and (folder / "figures" / "pca.csv").is_file()
+    except (OSError, ValueError):  # not measured, or a damaged record
         return False
 
 
-def _origin(flags: ReproduceConfig, config: Config, content: str) -> str:
-    """A digest of all that a run's results depend on, except the weights of the features."""
+def _digests(flags: ReproduceConfig, config: Config, content: str) -> dict[str, str]:
+    """Of all that a run's results depend on, except the features' weights, and of the results."""
     wanted = dataclasses.asdict(flags.evaluate_config("measured"))
     files = [*config.run_path.glob(f"checkpoints/recent/step-{newest_step(config.run_path)}.*")]
     if flags.inception_weights:
         files.append(Path(flags.inception_weights))
-    return joblib.hash(
-        (
-            {name: value for name, value in wanted.items() if name not in _PLACES},
-            {n: v for n, v in dataclasses.asdict(config).items() if n not in RUN_ONLY - {"epochs"}},
-            [importlib.metadata.version(name) for name in _PACKAGES],
-            content,
-            [file.read_bytes() for file in sorted(files)],
-        )
+    origin = (
+        {name: value for name, value in wanted.items() if name not in _PLACES},
+        {n: v for n, v in dataclasses.asdict(config).items() if n not in RUN_ONLY - {"epochs"}},
+        [importlib.metadata.version(name) for name in _PACKAGES],
+        content,
+        [file.read_bytes() for file in sorted(files)],
     )
-
-
-def _results_digest(folder: Path) -> str:
-    return joblib.hash((folder / "results.json").read_bytes())
+    results = (config.run_path / "results.json").read_bytes()
+    return {"of": joblib.hash(origin), "results": joblib.hash(results)}
 
 
 def _duration(seconds: float) -> str:
