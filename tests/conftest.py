@@ -39,6 +39,21 @@ def image_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """96 training and 92 test images in two classes: bright above, and bright below."""
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 48), ("test", 46)):
+        for name, rows in (("above", slice(0, 16)), ("below", slice(16, 32))):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 150, (32, 32, 3), np.uint8)
+                pixels[rows] += 100
+                Image.fromarray(pixels).save(folder / split / name / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny(image_folder):
     """Makes the configuration of a run of six steps an epoch, without pictures, in a folder."""
 

@@ -314,8 +314,12 @@ REFUSALS = {
     ],
     "reproduce": [
         ("--seeds=one", "--seeds=one is not possible"),
-        ("--seeds=1,1", "--seeds=1,1 names one of them twice"),
+        ("--seeds=1,01", "--seeds=1,1 names one of them twice"),
         ("--seeds=", "--seeds is empty"),
+        ("--conditions=full,no_rme", "=no_rme is not a condition. Did you mean no_rem"),
+        ("--conditions=full,full", "--conditions=full,full names one of them twice"),
+        ("--conditions=", "--conditions is empty"),
+        ("--num_dreams=0", "--num_dreams=0 is not possible"),
         ("--epochs=0", "--epochs=0"),
         ("--dataset=cifr10", "Did you mean cifar10"),
     ],
