@@ -183,12 +183,11 @@ def test_dreams_are_compared_with_as_many_real_images(measured, subject, tmp_pat
 def test_real_images_are_closer_to_real_ones_than_the_dreams_of_random_networks(measured):
     for metric in ("fid", "kid"):
         values = measured[0][metric]["values"]
-        for time in ("early", "late"):
-            for dream in values[time].values():
-                figures = (dream, values["test_images"])
-                if metric == "kid":
-                    figures = tuple(figure["distance"] for figure in figures)
-                assert figures[0] > figures[1]
+        for dream in (*values["early"].values(), *values["late"].values()):
+            figures = dream, values["test_images"]
+            if metric == "kid":
+                figures = [figure["distance"] for figure in figures]
+            assert figures[0] > figures[1]
 
 
 def test_earlier_epochs_are_probed_like_the_last(measured, subject):
@@ -258,7 +257,7 @@ def test_pixels_are_probed_once_for_the_same_data_and_settings(subject, tmp_path
 
     first = pixels()
     probed = []
-    monkeypatch.setattr(suite, "_probed", lambda *arguments: probed.append(arguments))
+    monkeypatch.setattr(suite, "_probed", lambda *given: (probed.append(given), "no probe"))
     monkeypatch.setattr(Suite, "_probe", lambda *_, **__: None)
     assert pixels() == first
     assert not probed
@@ -288,16 +287,11 @@ def test_a_probe_that_overflows_is_a_gap_and_the_others_go_on(subject, tmp_path)
     assert "gaps" not in found["knn"]["protocol"]
 
 
-def test_each_metric_is_announced(subject, tmp_path):
+def test_metrics_are_announced_and_only_latents_are_needed_without_a_comparison(subject, tmp_path):
     model, _, train, test = subject
     lines = []
-    Suite(model, train, test, tmp_path).measure(["pca", "knn"], lines.append)
+    found = Suite(model, train, test, tmp_path).measure(["pca", "knn"], lines.append)
     assert lines == ["[1/2] knn: nearest neighbours", f"[2/2] pca: {METRICS['pca']}"]
-
-
-def test_only_latents_are_needed_without_a_comparison(subject, tmp_path):
-    model, _, train, test = subject
-    found = Suite(model, train, test, tmp_path).measure(["pca", "knn"])
     assert list(found) == ["knn", "pca"]
     assert set(found["knn"]["values"]) == {"trained"}
 

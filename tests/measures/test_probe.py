@@ -74,11 +74,12 @@ def test_logistic_probe_is_where_the_gradient_of_its_loss_is_zero(classes):
     np.testing.assert_allclose(error.sum(axis=0), 0, atol=1e-3)
 
 
-def test_logistic_probe_does_not_depend_on_scale_and_offset_of_the_latents():
+@pytest.mark.parametrize(("probe", "tolerance"), [(logistic_probe, 0.004), (ridge_probe, 0)])
+def test_exact_probes_do_not_depend_on_scale_and_offset_of_the_latents(probe, tolerance):
     train, test = clusters(300), clusters(300, seed=1)
     scale, offset = np.geomspace(0.01, 1000, 6), np.linspace(-5, 5, 6)
-    moved = logistic_probe(train[0] * scale + offset, train[1], test[0] * scale + offset, test[1])
-    assert moved.accuracy == pytest.approx(logistic_probe(*train, *test).accuracy, abs=0.004)
+    moved = probe(train[0] * scale + offset, train[1], test[0] * scale + offset, test[1])
+    assert moved.accuracy == pytest.approx(probe(*train, *test).accuracy, abs=tolerance)
 
 
 def test_logistic_probe_names_a_failure_to_converge():
@@ -127,13 +128,6 @@ def test_ridge_probe_chooses_the_alpha_that_is_best_on_the_held_out_part(seed):
     assert result.alpha == best
 
 
-def test_ridge_probe_does_not_depend_on_scale_and_offset_of_the_latents():
-    train, test = clusters(300), clusters(300, seed=1)
-    scale, offset = np.geomspace(0.01, 1000, 6), np.linspace(-5, 5, 6)
-    moved = ridge_probe(train[0] * scale + offset, train[1], test[0] * scale + offset, test[1])
-    assert moved.accuracy == ridge_probe(*train, *test).accuracy
-
-
 def test_ridge_probe_gives_a_constant_latent_no_weight():
     (latents, labels), test = clusters(300), clusters(100, seed=1)
     with_constant = np.insert(latents, 2, 1234.567, axis=1)
@@ -157,9 +151,8 @@ def test_confusion_and_per_class_accuracy_equal_scikit_learn(probe):
     assert 0 < np.trace(expected) < expected.sum()
     assert (expected != expected.T).any()
     np.testing.assert_array_equal(result.confusion, expected)
-    np.testing.assert_allclose(
-        result.per_class_accuracy, expected.diagonal() / expected.sum(axis=1)
-    )
+    shares = expected.diagonal() / expected.sum(axis=1)
+    np.testing.assert_allclose(result.per_class_accuracy, shares)
     assert result.accuracy == pytest.approx(expected.diagonal().sum() / 200)
 
 
@@ -249,26 +242,16 @@ def test_bad_input_is_named_in_one_line(probe, changed, message):
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("probe", "setting", "message"),
     [
-        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
-        ({"batch_size": 0}, "batch_size is 0; pass at least 1"),
-        ({"epochs": 0}, "epochs is 0; pass at least 1"),
+        (linear_probe, {"learning_rate": 0.0}, "learning_rate is 0.0"),
+        (linear_probe, {"batch_size": 0}, "batch_size is 0; pass at least 1"),
+        (linear_probe, {"epochs": 0}, "epochs is 0; pass at least 1"),
+        (ridge_probe, {"alphas": ()}, "alphas is"),
+        (ridge_probe, {"alphas": (1.0, 0.0)}, "alphas is"),
+        (ridge_probe, {"validation_share": 1.0}, "validation_share is 1.0"),
     ],
 )
-def test_linear_probe_rejects_settings_out_of_range(setting, message):
+def test_settings_out_of_range_are_rejected(probe, setting, message):
     with pytest.raises(ValueError, match=message):
-        linear_probe(*clusters(50), *clusters(20), **setting)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"alphas": ()}, "alphas is"),
-        ({"alphas": (1.0, 0.0)}, "alphas is"),
-        ({"validation_share": 1.0}, "validation_share is 1.0"),
-    ],
-)
-def test_ridge_probe_rejects_settings_out_of_range(setting, message):
-    with pytest.raises(ValueError, match=message):
-        ridge_probe(*clusters(50), *clusters(20), **setting)
+        probe(*clusters(50), *clusters(20), **setting)
