@@ -60,8 +60,7 @@ class FeatureExtractor:
 
     def __call__(self, images: np.ndarray, label: str = "features") -> np.ndarray:
         """Features, float32 [N, D], of images, uint8 [N, H, W, 3]; a progress bar has the label."""
-        parts = [*gen_batches(len(images), _BATCH)]
-        bar = tqdm(parts, desc=label, disable=None, leave=False)
+        bar = tqdm([*gen_batches(len(images), _BATCH)], desc=label, disable=None, leave=False)
         found = [np.asarray(self.network(images[rows], training=False)) for rows in bar]
         return np.concatenate(found)
 

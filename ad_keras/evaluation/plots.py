@@ -90,8 +90,7 @@ def draw(
         if len(rows):
             figures[metric] = bars({"": rows}, quantity, floor)
     for name, points in maps.items():
-        quantity = "component" if name == "pca" else "t-SNE"
-        figures[name] = scatter({"": points}, classes, quantity)
+        figures[name] = scatter({"": points}, classes, "component" if name == "pca" else "t-SNE")
     return figures
 
 

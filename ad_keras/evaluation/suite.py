@@ -400,9 +400,7 @@ class Suite:
         found = [self._probe(linear_probe, name, latents, seed=seed) for seed in seeds]
         return [readout for readout in found if readout is not None]
 
-    def _probe(
-        self, probe, name: str, features: Sequence[np.ndarray], **options
-    ) -> ProbeResult | None:
+    def _probe(self, probe, name: str, features: list[np.ndarray], **options) -> ProbeResult | None:
         """A readout, or None for a gap: the paper's learning rate can be too high for features."""
         result, reason = _probed(probe, features, self.train_set, self.test_set, options)
         if reason:
@@ -520,9 +518,8 @@ def _pooled(activations: keras.KerasTensor) -> keras.KerasTensor:
 
 def _described(part: object) -> str:
     """A part of the model as it would be called: Mixing(recent=0.5, memories=0.5)."""
-    config = keras.saving.serialize_keras_object(part)
     arguments = ", ".join(f"{name}={value}" for name, value in part.get_config().items())
-    return f"{config['class_name']}({arguments})"
+    return f"{type(part).__name__}({arguments})"
 
 
 def _probed(

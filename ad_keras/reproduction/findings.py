@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from ad_keras.evaluation import published, report
+from ad_keras.evaluation import report
+from ad_keras.evaluation.published import LINEAR_SEPARABILITY
 from ad_keras.measures.statistics import Comparison, Summary, compare, summarise
 
 NOT_MEASURED = "not measured"
@@ -256,16 +257,6 @@ def chance(results: dict) -> float:
     return float(totals.max() / totals.sum())
 
 
-def published_figures(dataset: str) -> pd.DataFrame:
-    """Table 1 of the paper in the form of `tidy`: four seeds with its means and errors."""
-    rows = [
-        (condition, seed, published.EPOCHS, *ACCURACY, value)
-        for condition in published.LINEAR_SEPARABILITY[dataset]
-        for seed, value in enumerate(published.sample(dataset, condition))
-    ]
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
 def values(
     frame: pd.DataFrame, condition: str, figure: Figure, at: int, epoch: int | str | None = None
 ) -> pd.Series:
@@ -293,12 +284,11 @@ def judge(claim: Claim, frame: pd.DataFrame, at: int) -> Finding:
     first = values(frame, claim.first, claim.figure, at, claim.epochs[0])
     second = values(frame, claim.second, claim.than or claim.figure, at, claim.epochs[1])
     if paired:
-        both = first.index.intersection(second.index)
-        first, second = first[both], second[both]
-    summaries = [summarise(part) if len(part) else None for part in (first, second)]
-    if None in summaries:
-        return Finding(claim, *summaries, None)
-    return Finding(claim, *summaries, compare(first, second, paired=paired, margin=claim.margin))
+        first, second = first.align(second, join="inner")
+    sums = [summarise(part) if len(part) else None for part in (first, second)]
+    missing = None in sums
+    compared = None if missing else compare(first, second, paired=paired, margin=claim.margin)
+    return Finding(claim, *sums, compared)
 
 
 def judge_all(frame: pd.DataFrame, dataset: str, at: int) -> tuple[list[Finding], list[Finding]]:
@@ -312,7 +302,7 @@ def judge_all(frame: pd.DataFrame, dataset: str, at: int) -> tuple[list[Finding]
     """
     claims = [claim for claim in CLAIMS if claim.dataset in (None, dataset)]
     checks = [claim for claim in (*CLAIMS, *CHECKS) if claim not in claims]
-    if dataset in published.LINEAR_SEPARABILITY:
+    if dataset in LINEAR_SEPARABILITY:
         checks = [claim for claim in checks if claim.dataset in (None, dataset)]
     return tuple([judge(claim, frame, at) for claim in found] for found in (claims, checks))
 

@@ -16,7 +16,6 @@ import jinja2
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from matplotlib.figure import Figure
 
 from ad_keras import data
 from ad_keras.errors import UsageError
@@ -50,6 +49,7 @@ _TESTS = (
     "test, those of the same runs at two times by the paired t-test, claims of no effect by two "
     "one-sided tests against the margin (TOST). Figures are mean ± standard error (seeds)."
 )
+_NOT_COUNTED = "These are not counted among the claims."
 _REST = {
     CONTRADICTED: "contradicted",
     UNDECIDED: "undecided",
@@ -236,11 +236,7 @@ class _Report:
             self._figure_5(),
             self._figure_6(),
             self._losses(),
-            Section(
-                "Robustness checks",
-                ["These are not counted among the claims."],
-                [self._judged(self.checks)],
-            ),
+            Section("Robustness checks", [_NOT_COUNTED], [self._judged(self.checks)]),
         ]
 
     def _opening(self) -> Section:
@@ -488,9 +484,8 @@ def _picture(name: str, caption: str, draw, panels: dict, *arguments, **options)
     panels = {title: frame for title, frame in panels.items() if len(frame)}
     if not panels:
         return []
-    figure: Figure = draw(panels, *arguments, **options)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    draw(panels, *arguments, **options).savefig(file, format="png", dpi=110)
     return [Picture(name, caption, file.getvalue())]
 
 
