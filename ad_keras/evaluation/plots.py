@@ -178,6 +178,7 @@ def scatter(
         labels = points.label if "label" in points else pd.Series(0, points.index)
         for label, rows in points.groupby(labels):
             name = classes[label] if 0 < len(classes) <= _MOST_NAMES else None
+            # Dashes would show even at an edge without width.
             style = {**_STYLES[label % len(_STYLES)], "linestyle": "-", "linewidths": 0}
             axes.scatter(rows.x, rows.y, s=14, alpha=0.8, label=name, **style)
         axes.set(title=title, xlabel=f"{quantity} 1", ylabel=f"{quantity} 2")

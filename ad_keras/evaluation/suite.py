@@ -412,7 +412,8 @@ class Suite:
         """A probe of raw pixels: it depends on the data alone, and takes long."""
         kept = joblib.Memory(self.cache, verbose=0).cache(_pixel_reading)
         reading, reason = kept(probe, self.train_set, self.test_set, options, _PROBES_VERSION)
-        self._gaps |= {f"{probe.__name__} of pixels": reason} if reason else {}
+        if reason:
+            self._gaps[f"{probe.__name__} of pixels"] = reason
         return reading
 
     @functools.cached_property

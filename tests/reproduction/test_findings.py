@@ -68,10 +68,10 @@ EXPECTED = [
 EXPECTED_CHECKS = [
     ("REM raises linear separability: logistic regression", 0.651, 0.523),
     ("Mixing memories in REM raises linear separability: logistic", 0.651, 0.603),
-    ("NREM does not change linear separability of clean images (CIFAR-10): lo", 0.651, 0.646),
+    ("NREM does not change linear separability of clean images (CIFAR-10): logistic", 0.651, 0.646),
     ("REM raises linear separability: ridge", 0.641, 0.512),
     ("Mixing memories in REM raises linear separability: ridge", 0.641, 0.592),
-    ("NREM does not change linear separability of clean images (CIFAR-10): ri", 0.641, 0.637),
+    ("NREM does not change linear separability of clean images (CIFAR-10): ridge", 0.641, 0.637),
     ("REM raises linear separability without NREM", 0.577, 0.423),
     ("REM raises linear separability (held-out images)", 0.552, 0.441),
     ("Without NREM, more is lost under 30 %", share_lost(2.14), share_lost(1.11)),
