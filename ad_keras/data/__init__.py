@@ -120,7 +120,11 @@ def load(
 
 
 def validation_split(examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits a training set of so many examples for choices that must not see the test set.
+    """Splits the training set for choices that must not see the test set.
+
+    Args:
+        examples: size of the training set.
+        seed: of the split.
 
     Returns:
         Sorted indices of the 90 % to fit on, and of the 10 % to score on.

@@ -26,9 +26,11 @@ class LatentDistance(Part):
     views = 1
 
     def __call__(self, replayed: tf.Tensor, recovered: tf.Tensor) -> tf.Tensor:
-        """Compares the latents [B, latent_dim] that NREM dreams of with those recovered.
+        """Compares latents.
 
-        These, [views, B, latent_dim], are the encoder's answers to the perturbed dreams.
+        Args:
+            replayed: [B, latent_dim], the latents that NREM dreams of.
+            recovered: [views, B, latent_dim], the encoder's answers to the perturbed dreams.
         """
         return tf.reduce_mean(tf.math.squared_difference(replayed, recovered))
 

@@ -34,7 +34,11 @@ class Hippocampus(keras.layers.Layer):
             self.stored = self._zeros("stored", (), "int32")
 
     def store(self, latents: tf.Tensor) -> None:
-        """Replaces the memory by latents [B, latent_dim] with B of at most `capacity`."""
+        """Replaces the memory.
+
+        Args:
+            latents: [B, latent_dim] with B of at most `capacity`.
+        """
         latents = self._fitting(latents)
         count = tf.shape(latents)[0]
         self.latents.assign(tf.pad(latents, [[0, self.capacity - count], [0, 0]]))
@@ -43,9 +47,15 @@ class Hippocampus(keras.layers.Layer):
     def recall(self, latents: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         """The latents of the previous mini-batch, as partners for the present ones.
 
-        Both are [B, latent_dim] with B of at most `capacity`. Where there is none (at the first
-        step, or if the previous mini-batch was smaller), the present latent is its own partner. The
-        key, integer [2], is for memories that choose at random; this one does not.
+        Where there is none (at the first step, or if the previous mini-batch was smaller), the
+        present latent is its own partner.
+
+        Args:
+            latents: [B, latent_dim] with B of at most `capacity`.
+            key: integer [2], for memories that choose at random; this one does not.
+
+        Returns:
+            [B, latent_dim].
         """
         latents = self._fitting(latents)
         count = tf.shape(latents)[0]

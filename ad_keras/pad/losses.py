@@ -24,8 +24,10 @@ def kl_loss(latents: tf.Tensor) -> tf.Tensor:
     The encoder is deterministic. The Gaussian that is compared with the prior has the empirical
     mean and the unbiased variance of the mini-batch in each latent dimension. A dimension without
     variance, as bfloat16 rounds those of a small untrained network, would be infinitely far from
-    the prior, so its variance counts as 1e-12. Of latents [B, latent_dim], B is at least 2: a
-    single one has no variance.
+    the prior, so its variance counts as 1e-12.
+
+    Args:
+        latents: [B, latent_dim] with B of at least 2; a single latent has no variance.
     """
     count = tf.cast(tf.shape(latents)[0], latents.dtype)
     mean = tf.reduce_mean(latents, axis=0)
@@ -37,7 +39,9 @@ def kl_loss(latents: tf.Tensor) -> tf.Tensor:
 def gradient_penalty_loss(gradients: tf.Tensor) -> tf.Tensor:
     """R1: half the squared norm of the discriminator's gradient at external images (wake).
 
-    Its weight is the gamma of Mescheder, Geiger & Nowozin (2018, arXiv 1801.04406, equation 9). The
-    gradients, [B, H, W, C], are those of each image's external logit with respect to its pixels.
+    Its weight is the gamma of Mescheder, Geiger & Nowozin (2018, arXiv 1801.04406, equation 9).
+
+    Args:
+        gradients: [B, H, W, C], of each image's external logit with respect to its pixels.
     """
     return 0.5 * tf.reduce_mean(tf.reduce_sum(tf.square(gradients), axis=[1, 2, 3]))

@@ -29,9 +29,15 @@ class Mixing(Part):
         self.memories = memories
 
     def __call__(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """Draws the noise and mixes newer memories Z and older ones Z_old to REM dreams' latents.
+        """Draws the noise and mixes.
 
-        All are [B, latent_dim]. The key, integer [2], is of the stateless noise.
+        Args:
+            latents: Z, the newer memories, [B, latent_dim].
+            recalled: Z_old, the older memories, [B, latent_dim].
+            key: integer [2], of the stateless noise.
+
+        Returns:
+            Latents of REM dreams, [B, latent_dim].
         """
         return self.mix(latents, recalled, replicas.normal(latents, key))
 

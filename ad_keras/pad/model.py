@@ -250,7 +250,10 @@ class PAD(keras.Model):
         return [variable for network in networks for variable in network.trainable_variables]
 
     def call(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Perceives images [B, H, W, C], uint8, or float in [-1, 1], as `predict` does.
+        """Perceives images, as `predict` does.
+
+        Args:
+            images: [B, H, W, C], uint8, or float in [-1, 1].
 
         Returns:
             `latent` [B, latent_dim], `external_probability` [B] in [0, 1] and `reconstruction`
@@ -291,10 +294,16 @@ class PAD(keras.Model):
         return self.get_metrics_result()
 
     def wake(self, images: tf.Tensor) -> tf.Tensor:
-        """Learns from external images X, [B, H, W, C] in [-1, 1], and to rebuild them.
+        """Learns from external images, and to rebuild them.
 
         E and d descend all of wake's losses; G descends the reconstruction loss, the only one that
-        depends on it. Returns Z, [B, latent_dim], from before the update.
+        depends on it.
+
+        Args:
+            images: X, [B, H, W, C] in [-1, 1].
+
+        Returns:
+            Z, [B, latent_dim], from before the update.
         """
         with tf.GradientTape() as tape:
             losses, latents = self._wake_losses(images, self._key("wake"))
@@ -303,10 +312,13 @@ class PAD(keras.Model):
         return latents
 
     def nrem(self, latents: tf.Tensor, recalled: tf.Tensor) -> None:
-        """Perturbed dreaming: E recovers latents from perturbed replays of them. Only E learns.
+        """Perturbed dreaming: E recovers latents from perturbed replays of them.
 
-        The latents Z, [B, latent_dim], are the newest memories. Those recalled, as many, are older
-        ones, for the condition that replays mixtures.
+        Only E learns.
+
+        Args:
+            latents: Z, [B, latent_dim], the newest memories.
+            recalled: [B, latent_dim], older memories, for the condition that replays mixtures.
         """
         with tf.GradientTape() as tape:
             loss = self._total(self._nrem_losses(latents, recalled, self._key("nrem")))
@@ -315,8 +327,11 @@ class PAD(keras.Model):
     def rem(self, latents: tf.Tensor, recalled: tf.Tensor) -> None:
         """Adversarial dreaming: d tells dreams of mixed memories from external images.
 
-        E and d descend the internal loss. G ascends it, or descends what the adversary says. The
-        newest memories are Z, [B, latent_dim]; older ones, Z_old, are recalled, as many.
+        E and d descend the internal loss. G ascends it, or descends what the adversary says.
+
+        Args:
+            latents: Z, [B, latent_dim], the newest memories.
+            recalled: Z_old, [B, latent_dim], older memories.
         """
         with tf.GradientTape(persistent=True) as tape:
             losses, logits = self._rem_losses(latents, recalled, self._key("rem"))

@@ -152,8 +152,8 @@ class LossLog(keras.callbacks.Callback):
 class Guard(keras.callbacks.Callback):
     """Saves checkpoints, and ends training in order: when interrupted, or when a loss diverges.
 
-    Signals that it notes end training after the present step; a second one ends the process at
-    once, leaving the last checkpoint.
+    After SIGINT or SIGTERM, which `note` handles, training ends after the present step. A second
+    signal ends the process at once, leaving the last checkpoint.
 
     Args:
         checkpoints: where to save.
@@ -209,6 +209,6 @@ class Guard(keras.callbacks.Callback):
         )
 
     def note(self, number: int, _frame) -> None:
-        """Handles a signal."""
+        """Handles a signal, as `signal.signal` calls it."""
         self._signal = number
         signal.signal(number, signal.SIG_DFL)

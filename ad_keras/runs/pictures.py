@@ -51,9 +51,14 @@ def occlusion_rows(
 ) -> Rows:
     """NREM dreams more and more occluded, each row above what the encoder makes of it.
 
-    The latents of images, uint8 [N, H, W, 3], are replayed. Each pair of rows has a probability, in
-    [0, 1], of occluding a tile, whose side is `tile` pixels. A tile that is hidden in one row is
-    hidden in all that are occluded more. The seed is of the occlusions, one for each image.
+    A tile that is hidden in one row is hidden in all that are occluded more.
+
+    Args:
+        model: a PAD model.
+        images: uint8 [N, H, W, 3], whose latents are replayed.
+        probabilities: of occluding a tile, in [0, 1], one for each pair of rows.
+        tile: side of the tiles in pixels.
+        seed: of the occlusions, one for each image.
     """
     dreams = model.generator(_encode(model, images))
     tiles = tf.fill([len(images)], tile)
@@ -68,7 +73,11 @@ def occlusion_rows(
 def rem_rows(model: PAD, images: np.ndarray, partners: np.ndarray, seed: int) -> Rows:
     """REM dreams below the two memories that each of them mixes.
 
-    Newer ones are `images`, older ones `partners`, uint8 [N, H, W, 3]. The seed is of the noise.
+    Args:
+        model: a PAD model.
+        images: uint8 [N, H, W, 3], the newer memories.
+        partners: uint8 [N, H, W, 3], the older memories.
+        seed: of the noise.
     """
     mixed = model.mixing(_encode(model, images), _encode(model, partners), [seed, 2])
     dreams = _generate(model, mixed)
@@ -76,10 +85,16 @@ def rem_rows(model: PAD, images: np.ndarray, partners: np.ndarray, seed: int) ->
 
 
 def traversal_rows(model: PAD, starts: np.ndarray, ends: np.ndarray, steps: int) -> Rows:
-    """Walks from the latent of one memory to that of another, both uint8 [N, H, W, 3]; see `walk`.
+    """Walks from the latent of one memory to that of another; see `walk`.
 
-    Each of the N rows, [steps + 2, H, W, 3], is a walk of so many steps, the reconstructions of
-    both memories included, between its two memories.
+    Args:
+        model: a PAD model.
+        starts: uint8 [N, H, W, 3].
+        ends: uint8 [N, H, W, 3].
+        steps: images of a walk, the reconstructions of both memories included.
+
+    Returns:
+        N named rows of images, each [steps + 2, H, W, 3]: the walk between its two memories.
     """
     rows = []
     first, last = _encode(model, starts).numpy(), _encode(model, ends).numpy()
@@ -112,7 +127,12 @@ def walk(first: np.ndarray, last: np.ndarray, steps: int) -> np.ndarray:
 
 
 def loop(model: PAD, images: np.ndarray, steps: int) -> np.ndarray:
-    """A walk from memory to memory, uint8 [N, H, W, 3], in `steps` each, and back to the first.
+    """A walk from memory to memory and back to the first.
+
+    Args:
+        model: a PAD model.
+        images: uint8 [N, H, W, 3], the memories.
+        steps: from one memory to the next.
 
     Returns:
         uint8 [N * steps, H, W, 3]. Image k * steps is the reconstruction of memory k; the step
@@ -125,10 +145,16 @@ def loop(model: PAD, images: np.ndarray, steps: int) -> np.ndarray:
 
 
 def overview(model: PAD, images: np.ndarray, seed: int) -> np.ndarray:
-    """All that the model makes of some memories, as one sheet, uint8 [height, width, 3].
+    """All that the model makes of some memories, as one sheet.
 
-    The memories are uint8 [N, H, W, 3]; N is at least 4. Where two are needed, the second is the
-    next image. The seed is of occlusions and noise.
+    Args:
+        model: a PAD model.
+        images: uint8 [N, H, W, 3], the memories; N is at least 4. Where two are needed, the
+            second is the next image.
+        seed: of occlusions and noise.
+
+    Returns:
+        uint8 [height, width, 3].
     """
     nexts = np.roll(images, -1, axis=0)
     sections = {

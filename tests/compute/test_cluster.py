@@ -34,6 +34,7 @@ EXAMPLE = ROOT / "examples" / "two_workers.py"
 MODELS = {
     "mirrored": {},
     "workers": {
+        "network": "residual",
         "wake_noise_variance": 0.5,
         "nrem_memories": "mixed",
         "mask_per": "image",

@@ -104,7 +104,7 @@ def test_noise_around_equal_means_is_judged_wrongly_in_five_percent(count, paire
 
 def test_noise_is_rarely_called_equivalent_when_it_lies_at_the_margin():
     rng = np.random.default_rng(0)
-    trials = rng.normal(0.5, 0.02, (1000, 2, 4)) + np.array([[0.03], [0.0]])
+    trials = rng.normal(0.5, 0.02, (2000, 2, 4)) + np.array([[0.03], [0.0]])
     wrong = np.mean([compare(*pair, margin=0.03).verdict == HOLDS for pair in trials])
     assert wrong < 0.065
 

@@ -129,6 +129,12 @@ def test_an_occlusion_shares_a_mask_within_the_mini_batch_or_has_one_for_each_im
     assert len(np.unique(own.reshape(6, -1), axis=0)) == 6
 
 
+def test_probability_zero_hides_nothing_and_one_hides_everything():
+    for tile in (1, 3, 8):
+        assert (masks(3, [0.0] * 50, tile) == 1).all()
+        assert (masks(3, [1.0] * 50, tile) == 0).all()
+
+
 def test_perturbing_each_gives_every_image_a_draw_of_its_own():
     images = tf.ones([5, SIZE, SIZE, 3])
     perturbed = perturb_each(Occlusion((0.5, 0.5), (4, 4)), images, [7, 0]).numpy()
