@@ -70,7 +70,7 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
     metrics = flags.chosen_metrics
     subjects = [_restore(folder, flags.epoch, metrics) for folder in folders]
     _check_epochs(subjects)
-    subjects = subjects or [_export(Path(flags.export))]
+    subjects = subjects or [_export(Path(flags.export), metrics)]
     config = subjects[0].config
     dataset = flags.dataset or config.dataset
     train_set, test_set = (
@@ -209,10 +209,15 @@ def _restore(folder: Path, epoch: int, metrics: Sequence[str]) -> Subject:
     return Subject(folder, config, model, reached, earlier)
 
 
-def _export(folder: Path) -> Subject:
+def _export(folder: Path, metrics: Sequence[str]) -> Subject:
     if not folder.is_dir():
         raise UsageError(f"--export={folder} is not an existing folder.")
-    config, model = restore_export(folder)
+    of_dreams = [name for name in OF_DREAMS if name in metrics]
+    if of_dreams and (folder / "encoder.keras").is_file() and not (folder / "generator").is_dir():
+        raise UsageError(
+            f"{folder} has no generator, which {', '.join(of_dreams)} need: choose other --metrics."
+        )
+    config, model = restore_export(folder, generator=bool(of_dreams))
     # Exports of earlier versions do not say how many epochs they have behind them.
     epoch = json.loads((folder / "metadata.json").read_text()).get("epochs", config.epochs)
     return Subject(folder, config, model, epoch, earlier={})

@@ -56,13 +56,14 @@ def restore_run(
 
 
 def restore_export(
-    folder: str | Path, build: Callable[[Config], PAD] = build_model
+    folder: str | Path, build: Callable[[Config], PAD] = build_model, *, generator: bool = True
 ) -> tuple[Config, PAD]:
     """The model of a run, from the networks that it exported.
 
     Args:
         folder: the export.
         build: makes the compiled model of a configuration, as it did for `train`.
+        generator: whether it is restored; False leaves it untrained, and the export may lack it.
 
     Raises:
         UsageError: if the folder is no export of a run, a part of it cannot be read, or `build`
@@ -78,10 +79,11 @@ def restore_export(
     model = _rebuilt(config, build, described, f"the export {folder}", "restore_export(folder")
     try:
         copy_weights(encoder, model.encoder)
-        generator = tf.saved_model.load(str(folder / "generator"))
-        exported = {variable.name.partition(":")[0]: variable for variable in generator.variables}
-        for weight in model.generator.weights:
-            weight.assign(exported[weight.path].numpy())
+        if generator:
+            variables = tf.saved_model.load(str(folder / "generator")).variables
+            exported = {variable.name.partition(":")[0]: variable for variable in variables}
+            for weight in model.generator.weights:
+                weight.assign(exported[weight.path].numpy())
         for weight, average in model.averaged:
             average.assign(weight)
         model.step.assign(metadata["step"])

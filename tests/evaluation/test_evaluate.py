@@ -172,10 +172,13 @@ def test_repeated_runs_give_mean_and_standard_error_and_a_line_of_the_csv_each(
 
 
 def test_an_export_of_an_unfinished_run_is_measured_as_such_and_like_its_run(
-    evaluated, runs, neighbours, tmp_path
+    evaluated, refusal, runs, neighbours, tmp_path
 ):
     folder = tmp_path / "export"
     shutil.copytree(runs / "export", folder)
+    shutil.rmtree(folder / "generator")  # as of the encoder that a clone has
+    needed = f"{folder} has no generator, which kid, density_coverage need"
+    assert needed in refusal(main, f"--export={folder}", "--metrics=kid,knn,density_coverage")
     metadata = json.loads((folder / "metadata.json").read_text())
     metadata["flags"]["epochs"] = 5
     (folder / "metadata.json").write_text(json.dumps(metadata))
