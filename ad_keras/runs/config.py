@@ -113,9 +113,9 @@ class Config:
     colour_strength: float = flag(0.4, _PARTS, "largest relative change of colours")
     recovery: str = flag("distance", _PARTS, "NREM's loss between latents", _AGREEMENTS)
     agreement: str = flag("contrast", _PARTS, "the loss between glimpses' latents", _AGREEMENTS)
-    agreement_weight: float = flag(1.0, _PARTS, "of that loss in wake")
-    views: int = flag(2, _PARTS, "perturbed views of each image that all but distance compare")
-    temperature: float = flag(0.2, _PARTS, "of contrast")
+    agreement_weight: float = flag(1.0, _PARTS, "weight of the agreement loss in wake")
+    views: int = flag(2, _PARTS, "views of an image or dream that all losses but distance compare")
+    temperature: float = flag(0.2, _PARTS, "temperature of the contrast loss")
     adversary: str = flag(
         "minimax",
         _PARTS,
