@@ -1,13 +1,11 @@
 """`python -m ad_keras.export`: exports the networks of a run's newest checkpoint."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ad_keras.cli import flag, parse, quiet_start, run
 from ad_keras.errors import UsageError
-from ad_keras.runs.config import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,29 +29,19 @@ def main(argv: Sequence[str]) -> None:
     """Exports as a command line says."""
     flags = parse(ExportConfig, argv, "python -m ad_keras.export")
     with quiet_start():
-        from ad_keras.runs.export import check_export_folder, export_networks
+        from ad_keras.runs.export import (
+            check_export_folder,
+            export_networks,
+            refuse_export_of_another,
+        )
         from ad_keras.runs.restore import export_metadata, restore_run
     config, model = restore_run(Path(flags.run_dir))
     folder = Path(flags.saved_model_dir) if flags.saved_model_dir else config.export_path
     if not flags.saved_model_dir:
-        _refuse_export_of_another(folder, config.run_path)
+        refuse_export_of_another(folder, config.run_path)
     check_export_folder(folder, config.run_path)
     export_networks(model, folder, export_metadata(config, model))
     print(f"Encoder and generator after {int(model.step.numpy())} steps: {folder}")
-
-
-def _refuse_export_of_another(folder: Path, run_folder: Path) -> None:
-    """Keeps the export of a run that this one is a copy of, and that has the same name."""
-    try:
-        flags = json.loads((folder / "metadata.json").read_text())["flags"]
-        other = Config.from_json(json.dumps(flags)).run_path
-    except (OSError, ValueError, KeyError):
-        return
-    if other.resolve() != run_folder.resolve():
-        raise UsageError(
-            f"{folder} is the export of another run, {other}: name a folder for that of "
-            f"{run_folder} by --saved_model_dir."
-        )
 
 
 if __name__ == "__main__":

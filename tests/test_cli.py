@@ -322,6 +322,7 @@ REFUSALS = {
         ("--num_dreams=0", "--num_dreams=0 is not possible"),
         ("--epochs=0", "--epochs=0"),
         ("--dataset=cifr10", "Did you mean cifar10"),
+        ("--results_dir=a --dry_run", "leave one of them out"),
     ],
 }
 

@@ -231,7 +231,7 @@ def _load_prepared(dataset: str, split: str, data_dir: str | None, image_size: i
     try:
         builder = tfds.builder(full_name, data_dir=str(where))
     except Exception as error:  # anything a damaged description can raise
-        raise RunError(_damaged(dataset, where, error)) from error
+        raise RunError(_damaged(dataset, where / DATASETS[name], error)) from error
     if not builder.is_prepared():
         _prepare(builder, dataset, where)
     try:

@@ -52,7 +52,9 @@ class EvaluateConfig:
         f"a list of {', '.join(METRICS)}; all leaves out {' and '.join(ONLY_IF_NAMED)}",
     )
     num_dreams: int = flag(
-        10_000, "Metrics", "number of dreams of each kind that are compared with real images"
+        10_000,
+        "Metrics",
+        "number of dreams of each kind that are compared with as many real images, 10,000 at most",
     )
     features: str = flag(
         "classifier",

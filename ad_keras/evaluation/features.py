@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ad_keras.data import ImageSet, batches, reachable
 from ad_keras.errors import RunError, UsageError
 
+_SEED = 0  # of the classifier's weights, dropout and order
 _VERSION = 1  # of the classifier; a change of its layers or training needs a new number
 _WIDTH = 256  # of its features
 _BATCH = 128
@@ -80,19 +81,16 @@ def reference_rows(train_set: ImageSet) -> np.ndarray:
     return np.random.default_rng(_VERSION).permutation(count)[: min(_MOST_HELD_OUT, count // 2)]
 
 
-def classifier_features(
-    train_set: ImageSet, test_set: ImageSet, folder: Path, *, seed: int = 0
-) -> FeatureExtractor:
+def classifier_features(train_set: ImageSet, test_set: ImageSet, folder: Path) -> FeatureExtractor:
     """The last layer but one (256) of a small convolutional classifier of the same images.
 
-    It is trained on all training images but those of `reference_rows`, and kept: only other data,
-    another seed or another folder train another one.
+    It is trained on all training images but those of `reference_rows`, and kept: only other data
+    or another folder train another one.
 
     Args:
         train_set: with labels.
         test_set: with labels, on which its accuracy is measured.
         folder: of the cache.
-        seed: of weights, dropout and order.
 
     Raises:
         UsageError: if there are no labels.
@@ -103,8 +101,8 @@ def classifier_features(
             "--features=inception."
         )
     kept = joblib.Memory(folder, verbose=0).cache(_fitted)
-    weights, accuracy = kept(train_set, test_set, seed, _VERSION)
-    classifier = _build_classifier(train_set, seed)
+    weights, accuracy = kept(train_set, test_set, _VERSION)
+    classifier = _build_classifier(train_set)
     classifier.set_weights(weights)
     return FeatureExtractor(
         name=f"classifier of the same data set (last layer but one, {_WIDTH})",
@@ -167,12 +165,12 @@ def inception_features(folder: Path, weights: str | None = None) -> FeatureExtra
 
 
 def _fitted(
-    train_set: ImageSet, test_set: ImageSet, seed: int, version: int
+    train_set: ImageSet, test_set: ImageSet, version: int
 ) -> tuple[list[np.ndarray], float]:
     """Weights of the classifier and its accuracy on the test images."""
-    classifier = _build_classifier(train_set, seed)
+    classifier = _build_classifier(train_set)
     fitted = np.delete(np.arange(len(train_set)), reference_rows(train_set))
-    _train(classifier, train_set.images[fitted], train_set.labels[fitted], seed)
+    _train(classifier, train_set.images[fitted], train_set.labels[fitted])
     logits = FeatureExtractor("logits", classifier, Path())
     predicted = logits(test_set.images, "testing the classifier").argmax(axis=1)
     return classifier.get_weights(), float(np.mean(predicted == test_set.labels))
@@ -182,9 +180,9 @@ def _kept(extractor: FeatureExtractor, weights: str, images: np.ndarray) -> np.n
     return extractor(images, "features of real images")
 
 
-def _build_classifier(train_set: ImageSet, seed: int) -> keras.Model:
+def _build_classifier(train_set: ImageSet) -> keras.Model:
     side, classes = train_set.images.shape[1], len(train_set.class_names)
-    seeds = iter(np.random.SeedSequence([seed, _VERSION]).generate_state(64).tolist())
+    seeds = iter(np.random.SeedSequence([_SEED, _VERSION]).generate_state(64).tolist())
 
     def kernel() -> dict:
         return {"kernel_initializer": keras.initializers.HeNormal(seed=next(seeds))}
@@ -203,14 +201,14 @@ def _build_classifier(train_set: ImageSet, seed: int) -> keras.Model:
     return keras.Model(images, keras.layers.Dense(classes, name="logits", **kernel())(x))
 
 
-def _train(classifier: keras.Model, images: np.ndarray, labels: np.ndarray, seed: int) -> None:
+def _train(classifier: keras.Model, images: np.ndarray, labels: np.ndarray) -> None:
     count = len(images)
     batch_size = min(_BATCH, count)
     steps_per_epoch = count // batch_size
     epochs = int(np.clip(math.ceil(_IMAGES_TRAINED_ON / count), *_EPOCHS))
     steps = epochs * steps_per_epoch
     images, labels = tf.constant(images), tf.constant(labels)
-    rows = batches(np.arange(count), batch_size, seed, 0, steps)
+    rows = batches(np.arange(count), batch_size, _SEED, 0, steps)
     examples = rows.map(lambda row: (tf.gather(images, row), tf.gather(labels, row))).prefetch(2)
     classifier.compile(
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps)),

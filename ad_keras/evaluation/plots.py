@@ -35,7 +35,7 @@ _NAMES = {
     "nrem_mixed": "NREM of mixed memories",
     "intra_inter_ratio": "intra/inter-class",
     "occluded_inter_ratio": "clean-occluded/inter-class",
-    "nrem_replayed": "NREM, before occlusion",
+    "nrem_replayed": "NREM, before perturbation",
     "nrem": "NREM",
     "rem": "REM",
     "probe": "paper's probe",
@@ -56,6 +56,20 @@ _BARS = {
 def readable(name: str) -> str:
     """A condition, or a name of `results.json`, as people write it."""
     return _NAMES.get(name, name.replace("_", " "))
+
+
+def chance(confusion: np.ndarray | None, classes: Sequence[str]) -> float:
+    """Accuracy of always guessing the commonest class.
+
+    Args:
+        confusion: counts of test images [true class, predicted class]; without them, all classes
+            count as equally common.
+        classes: their names.
+    """
+    if confusion is None or not np.isfinite(confusion).all():
+        return 1 / len(classes)
+    totals = confusion.sum(axis=1)
+    return float(totals.max() / totals.sum())
 
 
 def draw(
@@ -80,7 +94,8 @@ def draw(
     curve = frame[frame.metric == "occlusion"]
     if len(curve):
         lines = curve.assign(series=curve.of, x=100 * curve.figure.astype(float))
-        figures["occlusion"] = curves({"": lines}, "occluded tiles [%]", chance=1 / len(classes))
+        guessed = chance(confusion, classes)
+        figures["occlusion"] = curves({"": lines}, "occluded tiles [%]", chance=guessed)
     if confusion is not None:
         figures["confusion"] = _confusion(confusion, classes)
     for metric, (quantity, *series) in _BARS.items():

@@ -70,8 +70,10 @@ def combine(results: Sequence[dict]) -> dict:
         by figure their `mean` and `sem` (the deviation has n - 1) over the runs that have it.
         `lacking` names what some of the runs do not have, such as an early epoch.
     """
-    single = ("name", "step", "training_seed", "metrics")
-    entries = dict(pair for result in results for pair in result["metrics"].items())
+    single = ("name", "step", "training_seed", "weights", "metrics")
+    # Those with values come last, since a protocol without has no details.
+    entries = [pair for result in results for pair in result["metrics"].items()]
+    entries = dict(sorted(entries, key=lambda pair: bool(pair[1]["values"])))
     combined = {
         "runs": [result["name"] for result in results],
         "training_seeds": [result["training_seed"] for result in results],
@@ -87,7 +89,9 @@ def combine(results: Sequence[dict]) -> dict:
         },
     }
     frame = tidy(combined)
-    for (metric, of, figure), values in frame.groupby(["metric", "of", "figure"]).value:
+    for (metric, of, figure), values in (
+        frame.dropna(subset="value").groupby(["metric", "of", "figure"]).value
+    ):
         summary, name = summarise(values), f"{of}/{figure}".rstrip("/")
         combined["metrics"][metric]["mean"][name] = summary.mean
         combined["metrics"][metric]["sem"][name] = summary.sem

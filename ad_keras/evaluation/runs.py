@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import sys
 from collections.abc import Sequence
@@ -22,11 +21,11 @@ from ad_keras.pad.model import PAD
 from ad_keras.runs.build import build_model
 from ad_keras.runs.checkpoints import Checkpoints
 from ad_keras.runs.config import RUN_ONLY, Config
+from ad_keras.runs.export import versions
 from ad_keras.runs.folder import load_config
 from ad_keras.runs.restore import epochs_behind, restore_export, restore_run
 
 _say = functools.partial(print, flush=True)
-_PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,7 +152,7 @@ def _with_earlier(result: dict, folder: Path) -> dict:
         return result
     same = all(
         earlier.get(name) == result[name]
-        for name in ("name", "step", "training_seed", "data", "trained_on", "versions")
+        for name in ("name", "step", "training_seed", "weights", "data", "trained_on", "versions")
     )
     if same and "features" in earlier and "features" not in result:
         result = {"features": earlier["features"]} | result
@@ -237,8 +236,9 @@ def _header(
         "planned_epochs": subject.config.epochs,
         "step": int(subject.model.step.numpy()),
         "training_seed": subject.config.seed,
+        "weights": joblib.hash(subject.model.encoder.get_weights()),
         "differences": differences(subject.config, subject.epoch),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": versions(),
     }
     if features is not None:
         header["features"] = {

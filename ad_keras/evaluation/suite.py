@@ -59,6 +59,10 @@ _BATCH = 500
 
 _PROBES_VERSION = 1  # a change of the probes needs a new number, since readings are kept
 
+_PIXELS = (
+    "pixels: of the images in [-1, 1] instead of latents, average-pooled to at most "
+    f"{_LAYER_FEATURES} numbers an image"
+)
 _PAPER_PROBE = (
     "softmax readout of the latents, plain SGD (learning rate 0.2, mini-batches of 64, incomplete "
     "ones dropped, 20 epochs) on all training images, accuracy on all test images"
@@ -99,8 +103,6 @@ def check(metrics: Iterable[str], train_set: ImageSet, test_set: ImageSet, num_d
             f"but the test images of {', '.join(test_set.class_names) or 'none'}: they must be "
             "the same."
         )
-    if "distances" in metrics:
-        _check_pairs(test_set)
     count = min(num_dreams, len(reference_rows(train_set)), len(test_set))
     if count < _FEWEST_DREAMS and set(OF_DREAMS) & set(metrics):
         raise UsageError(
@@ -125,7 +127,7 @@ class Suite:
             first one's dreams are compared.
         features: for the metrics of dreams.
         num_dreams: how many dreams of a kind are compared with as many real images; fewer if
-            half of the training images or the test images are.
+            the test images or those of `reference_rows` are.
         probe_seeds: how many seeds the paper's probe is repeated with.
         seed: of the probes' order, the masks, the choice of images and pairs, and the noise.
         maps: what `measure` found of `pca` and `tsne`.
@@ -193,13 +195,15 @@ class Suite:
             self._gaps = {}
             try:
                 protocol, values = getattr(self, f"_measure_{name}")()
-            except ValueError as error:
+            except (ValueError, MemoryError, tf.errors.ResourceExhaustedError) as error:
                 protocol, values = self._protocol(METRICS[name]), {}
                 self._gaps[name] = first_line(error)
             protocol |= {"gaps": self._gaps} if self._gaps else {}
             results[name] = {"protocol": protocol, "values": values}
+        if not results:
+            raise ValueError("of earlier epochs, none is kept")
         gaps = [entry["protocol"].get("gaps") for entry in results.values()]
-        if results and all(gaps) and not any(entry["values"] for entry in results.values()):
+        if all(gaps) and not any(entry["values"] for entry in results.values()):
             raise ValueError(next(iter(gaps[0].values())))
         return results
 
@@ -212,8 +216,8 @@ class Suite:
                 "mean_of_seeds": accuracies.mean(),
                 "deviation_of_seeds": accuracies.std(),
             }
-        values["pixels"] = self._pixels(linear_probe, seed=self.seed)
-        text = f"{_PAPER_PROBE}; pixels: of the images in [-1, 1] instead of latents, one seed"
+        values["pixels"] = self._pixels(linear_probe)
+        text = f"{_PAPER_PROBE}; {_PIXELS}, one seed"
         return self._protocol(text, probe_seeds=self.probe_seeds), values
 
     def _measure_logistic_probe(self) -> tuple[dict, dict]:
@@ -222,8 +226,8 @@ class Suite:
 
     def _measure_ridge_probe(self) -> tuple[dict, dict]:
         values = self._of_latents(ridge_probe, seed=self.seed)
-        values["pixels"] = self._pixels(ridge_probe, seed=self.seed)
-        return self._protocol(f"{_RIDGE_PROBE}; pixels: of the images instead of latents"), values
+        values["pixels"] = self._pixels(ridge_probe)
+        return self._protocol(f"{_RIDGE_PROBE}; {_PIXELS}"), values
 
     def _of_latents(self, probe, **options) -> dict:
         return {
@@ -310,7 +314,9 @@ class Suite:
 
     def _measure_distances(self) -> tuple[dict, dict]:
         values, sizes = {}, {}
-        different = len(self.test_set) ** 2 - np.sum(np.bincount(self.test_set.labels) ** 2)
+        counts = np.unique(self.test_set.labels, return_counts=True)[1]
+        different = len(self.test_set) ** 2 - np.sum(counts**2)
+        same = math.comb(int(counts.min()), 2)
         for name, (_, test) in self._latents.items():
             encoder = self.model.encoder if name == "trained" else self.untrained
             occluded = encode_occluded(
@@ -320,7 +326,7 @@ class Suite:
                 test,
                 self.test_set.labels,
                 occluded,
-                same_class_pairs=_SAME_CLASS_PAIRS,
+                same_class_pairs=min(_SAME_CLASS_PAIRS, max(same, 1)),
                 different_class_pairs=min(_DIFFERENT_CLASS_PAIRS, int(different // 2)),
                 occluded_pairs=_OCCLUDED_PAIRS,
                 seed=self.seed,
@@ -408,10 +414,10 @@ class Suite:
             self._gaps[f"{probe.__name__} of {name}{seed}"] = reason
         return result
 
-    def _pixels(self, probe, **options) -> dict:
+    def _pixels(self, probe) -> dict:
         """A probe of raw pixels: it depends on the data alone, and takes long."""
         kept = joblib.Memory(self.cache, verbose=0).cache(_pixel_reading)
-        reading, reason = kept(probe, self.train_set, self.test_set, options, _PROBES_VERSION)
+        reading, reason = kept(probe, self.train_set, self.test_set, self.seed, _PROBES_VERSION)
         if reason:
             self._gaps[f"{probe.__name__} of pixels"] = reason
         return reading
@@ -486,11 +492,11 @@ def dreams(model: PAD, memories: np.ndarray, perceived: np.ndarray, seed: int) -
         model: trained.
         memories: [N, latent_dim], latents of training images in random order.
         perceived: [M, latent_dim], latents of images to rebuild.
-        seed: of occlusions and noise.
+        seed: of perturbations and noise.
 
     Returns:
-        `reconstructions` uint8 [M, H, W, C], `nrem_replayed`, `nrem` (occluded as in training,
-        each image by a mask of its own) and `rem`, each uint8 [N, H, W, C].
+        `reconstructions` uint8 [M, H, W, C], `nrem_replayed`, `nrem` (perturbed as in training,
+        each image by a draw of its own) and `rem`, each uint8 [N, H, W, C].
     """
     # Each memory is mixed with its neighbour.
     mixed = model.mixing(memories, np.roll(memories, 1, axis=0), [seed, 0])
@@ -536,12 +542,18 @@ def _probed(
 
 
 def _pixel_reading(
-    probe, train_set: ImageSet, test_set: ImageSet, options: dict, version: int
+    probe, train_set: ImageSet, test_set: ImageSet, seed: int, version: int
 ) -> tuple[dict, str]:
     """A probe's reading of the images in [-1, 1], and why it is a gap if it is one."""
     sets = (train_set, test_set)
-    pixels = [part.images.reshape(len(part), -1).astype(np.float32) / 127.5 - 1 for part in sets]
-    result, reason = _probed(probe, pixels, *sets, options)
+    _, side, _, channels = train_set.images.shape
+    factor = 1
+    while (side // factor) ** 2 * channels > _LAYER_FEATURES:
+        factor *= 2
+    blocks = (-1, side // factor, factor, side // factor, factor, channels)
+    pooled = [part.images.reshape(blocks).mean((2, 4), dtype=np.float32) for part in sets]
+    pixels = [part.reshape(len(part), -1) / 127.5 - 1 for part in pooled]
+    result, reason = _probed(probe, pixels, *sets, {"seed": seed})
     return _reading(result), reason
 
 
@@ -559,18 +571,6 @@ def _reading(result: ProbeResult | None) -> dict:
         "confusion": result.confusion.tolist(),
     }
     return reading if result.alpha is None else {**reading, "alpha": result.alpha}
-
-
-def _check_pairs(test_set: ImageSet) -> None:
-    needed = math.ceil((1 + math.sqrt(1 + 8 * _SAME_CLASS_PAIRS)) / 2)
-    counts = np.bincount(test_set.labels, minlength=len(test_set.class_names))
-    fewest = int(counts.argmin())
-    if counts[fewest] < needed:
-        raise UsageError(
-            f"class '{test_set.class_names[fewest]}' has {counts[fewest]} test images, too few for "
-            f"the {_SAME_CLASS_PAIRS} pairs of distances: it needs {needed}, or leave distances "
-            "out of --metrics."
-        )
 
 
 def _bar(items: Iterable, label: str) -> tqdm:

@@ -14,6 +14,7 @@ import scipy.linalg
 from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import gen_batches
 from threadpoolctl import threadpool_limits
@@ -315,8 +316,7 @@ def _tested(
 ) -> ProbeResult:
     classes = len(bias)
     predicted = _predict(latents, weights, bias)
-    pairs = np.bincount(labels * classes + predicted, minlength=classes**2)
-    confusion = pairs.reshape(classes, classes)
+    confusion = confusion_matrix(labels, predicted, labels=range(classes))
     correct, examples = confusion.diagonal(), confusion.sum(axis=1)
     per_class = correct / np.where(examples > 0, examples, np.nan)
     accuracy = float(correct.sum() / len(labels))

@@ -170,10 +170,10 @@ class PAD(keras.Model):
         self.average_weights = average_weights
         self.seed = seed
         self._check_numbers()
-        latents_shape = (None, generator.inputs[0].shape[-1])
-        for part in self.parts_with_weights.values():
+        of_images, of_latents = ((None, *each.inputs[0].shape[1:]) for each in (encoder, generator))
+        for name, part in self.parts_with_weights.items():
             if not part.built:
-                part.build(latents_shape)
+                part.build(of_images if name in ("perturbation", "glimpse") else of_latents)
                 part.built = True
         state = {"trainable": False, "aggregation": "only_first_replica"}
         self.step = self.add_weight((), "zeros", "int64", name="step", **state)

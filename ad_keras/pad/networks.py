@@ -15,6 +15,7 @@ from ad_keras.compute.layers import Convolution, Projection, TransposedConvoluti
 from ad_keras.pad.parts import require
 
 _KERNEL = 4  # side of every convolution kernel, and of the smallest feature map
+_SEEDS = 1024  # of initial weights, more than any network has
 _SLOPE = 0.2  # of the leaky rectifier for negative values
 
 
@@ -135,7 +136,7 @@ class _Layers:
     def __init__(self, seed: int, network: int, dtype: str) -> None:
         self._dtype = dtype
         # Each initialiser needs its own seed: Keras repeats the numbers of equal ones.
-        self._seeds = iter(np.random.SeedSequence([seed, network]).generate_state(64).tolist())
+        self._seeds = iter(np.random.SeedSequence([seed, network]).generate_state(_SEEDS).tolist())
 
     def rectified(self, features, name: str):
         return keras.layers.LeakyReLU(_SLOPE, dtype=self._dtype, name=name)(features)
@@ -197,7 +198,7 @@ def _blocks(image_size: int) -> int:
     blocks = math.log2(image_size / _KERNEL) if image_size > 0 else 0.0
     if blocks < 1 or not blocks.is_integer():
         raise ValueError(
-            f"image_size is {image_size}, but the networks need {_KERNEL} times a power of two, "
-            "such as 32, 64 or 128."
+            f"image_size is {image_size}, but the networks need {2 * _KERNEL} times a power of "
+            "two, such as 32, 64 or 128."
         )
     return int(blocks)

@@ -101,6 +101,11 @@ class ReproduceConfig:
             if len(set(values)) < len(values):
                 shown = ",".join(map(str, values))
                 raise UsageError(f"--{name}={shown} names one of them twice.")
+        if self.dry_run and self.results_dir:
+            raise UsageError(
+                "--dry_run says what would be trained, but --results_dir trains nothing: leave one "
+                "of them out."
+            )
         # These check the other values.
         self.run_config(self.conditions[0], self.seed_numbers[0])
         self.evaluate_config("checked")

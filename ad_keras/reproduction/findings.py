@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from ad_keras.evaluation import report
+from ad_keras.evaluation import plots, report
 from ad_keras.evaluation.published import LINEAR_SEPARABILITY
 from ad_keras.measures.statistics import Comparison, Summary, compare, summarise
 
@@ -251,10 +251,8 @@ def chance(results: dict) -> float:
     """Accuracy of always guessing the commonest class of the test images."""
     probe = results["metrics"].get("probe", {}).get("values") or {}
     counts = probe.get("trained", {}).get("confusion")
-    if counts is None or None in counts[0]:
-        return 1 / len(results["class_names"])
-    totals = np.sum(counts, axis=1)
-    return float(totals.max() / totals.sum())
+    confusion = None if counts is None else np.asarray(counts, np.float64)
+    return plots.chance(confusion, results["class_names"])
 
 
 def values(

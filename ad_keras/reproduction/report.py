@@ -18,7 +18,7 @@ import pandas as pd
 import tensorflow as tf
 
 from ad_keras import data
-from ad_keras.errors import UsageError
+from ad_keras.errors import RunError, UsageError, first_line
 from ad_keras.evaluation import plots
 from ad_keras.evaluation.plots import readable
 from ad_keras.evaluation.published import SEEDS, differences, sample
@@ -38,7 +38,7 @@ from ad_keras.runs import pictures
 from ad_keras.runs.checkpoints import Checkpoints
 from ad_keras.runs.config import CONDITIONS, RUN_ONLY, Config
 from ad_keras.runs.folder import load_config, read_history, write_atomically
-from ad_keras.runs.restore import restore_run
+from ad_keras.runs.restore import epochs_behind, restore_run
 
 _PAPER = (
     "A reproduction of Deperrois, Petrovici, Senn and Jordan, Learning cortical representations "
@@ -227,11 +227,12 @@ class _Report:
         return f"{readable(condition)} ({others})" if others else readable(condition)
 
     def sections(self) -> list[Section]:
+        dreams = self._figure_3()  # the opening says if there are none
         return [
             self._opening(),
             Section("The paper's claims", [_TESTS], [self._judged(self.claims)]),
             self._table_1(),
-            self._figure_3(),
+            dreams,
             self._figure_4(),
             self._figure_5(),
             self._figure_6(),
@@ -350,7 +351,7 @@ class _Report:
     def _figure_3(self) -> Section:
         shown = []
         first = next((run for run in self.runs if (run.folder / "checkpoints").is_dir()), None)
-        for epoch, png in dream_sheets(first.folder).items() if first else ():
+        for epoch, png in self._sheets(first).items() if first else ():
             caption = (
                 f"{first.name}, after epoch {epoch}: test images, reconstructions, NREM replays, "
                 "occluded, recovered from the occluded, and REM dreams"
@@ -366,6 +367,13 @@ class _Report:
         floor = fid[fid.of == "test_images"].value.mean()
         shown += _picture("fid", caption, plots.bars, panels, "FID", floor)
         return Section("Figure 3: dreams, early and late", pictures=shown)
+
+    def _sheets(self, run: Run) -> dict[int, bytes]:
+        try:
+            return dream_sheets(run.folder, findings.epoch_of(run.results))
+        except (UsageError, RunError) as error:  # figures do not need the images or checkpoints
+            self.left_out.append(f"pictures of dreams ({first_line(error)})")
+            return {}
 
     def _figure_4(self) -> Section:
         panels = {}
@@ -446,32 +454,37 @@ class _Report:
         return self.frame[(self.frame.metric == metric) & (self.frame.epoch == self.at)]
 
 
-def dream_sheets(folder: Path) -> dict[int, bytes]:
+def dream_sheets(folder: Path, epoch: int) -> dict[int, bytes]:
     """What a run's model makes of test images, early and late.
 
     Args:
         folder: of the run, with its checkpoints.
+        epoch: the late one.
 
     Returns:
-        A sheet (PNG) by epoch: of the first, if that is kept and training went on, and the last.
+        A sheet (PNG) by epoch: of the first and of the late one, as far as they are there.
+
+    Raises:
+        UsageError: if the images or the run cannot be loaded.
+        RunError: if a checkpoint cannot be read.
     """
-    config, late = restore_run(folder)
+    config, newest = restore_run(folder)
     images = data.load(
         config.dataset, "test", data_dir=config.data_dir, image_size=config.image_size
     ).images
     images = images[np.random.default_rng(_SEED).permutation(len(images))[:_MEMORIES]]
-    models = {config.epochs: late}
-    if config.epochs > 1 and 1 in Checkpoints(late, folder).kept_epochs():
-        models = {1: restore_run(folder, epoch=1)[1], **models}
+    models = {n: newest for n in (epoch,) if n == epochs_behind(folder, config, newest)}
+    kept = set(Checkpoints(newest, folder).kept_epochs()) & {1, epoch} - set(models)
+    models |= {number: restore_run(folder, epoch=number)[1] for number in kept}
     sheets = {}
-    for epoch, model in models.items():
+    for number, model in sorted(models.items()):
         # NREM's and REM's rows begin with the images that wake's have already.
         rows = [
             *pictures.wake_rows(model, images),
             *pictures.nrem_rows(model, images, _SEED)[1:],
             *pictures.rem_rows(model, images, np.roll(images, -1, axis=0), _SEED)[2:],
         ]
-        sheets[epoch] = tf.io.encode_png(pictures.sheet(rows)).numpy()
+        sheets[number] = tf.io.encode_png(pictures.sheet(rows)).numpy()
     return sheets
 
 

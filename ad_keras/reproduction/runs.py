@@ -95,7 +95,7 @@ def reproduce(flags: ReproduceConfig, command: str) -> Path:
                 features[config] = _measured(flags, config, content)
             except Interrupted:
                 raise
-            except RunError as error:
+            except (RunError, UsageError) as error:
                 features.pop(config, None)
                 failed[config] = f"{config.run_path} failed: {error}"
                 print(failed[config], flush=True)
@@ -206,7 +206,7 @@ def seconds_of_measuring(flags: ReproduceConfig, train_set: ImageSet, test_set: 
                 probe_seeds=flags.probe_seeds,
             )
             start = time.perf_counter()
-            suite.measure([name for name in wanted.chosen_metrics if name != "distances"])
+            suite.measure(wanted.chosen_metrics)
             seconds = time.perf_counter() - start
     return seconds * (len(train_set) + len(test_set)) / sum(map(len, parts))
 

@@ -186,15 +186,16 @@ class Guard(keras.callbacks.Callback):
             return  # saved at the epoch's end
         if self._saves and (step % self._every == 0 or self._signal is not None):
             self._checkpoints.save()
-        self._stop_if_asked()
+        self.stop_if_asked()
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         """Saves every epoch's end, or where within the epoch another callback stopped."""
         if self._saves:
             self._checkpoints.save(None if self._steps.within_epoch else epoch + 1)
-        self._stop_if_asked()
+        self.stop_if_asked()
 
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self) -> None:
+        """Ends training if there was a signal."""
         if self._signal is None:
             return
         told = (

@@ -14,6 +14,7 @@ from ad_keras.compute.layers import builtin
 from ad_keras.data.pixels import to_pixels
 from ad_keras.errors import UsageError
 from ad_keras.pad.model import PAD
+from ad_keras.runs.config import Config
 
 _PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy")
 
@@ -50,7 +51,7 @@ def export_networks(model: PAD, folder: str | Path, metadata: dict | None = None
         "image_range": [0, 255],
         "latent_dim": generator.inputs[0].shape[-1],
         "step": int(model.step.numpy()),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": versions(),
     }
 
     def generate(latent: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -62,6 +63,33 @@ def export_networks(model: PAD, folder: str | Path, metadata: dict | None = None
         encoder.save(partial / "encoder.keras")
         text = json.dumps({**(metadata or {}), **described}, indent=2)
         (partial / "metadata.json").write_text(text + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that its figures depend on most."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def refuse_export_of_another(folder: Path, run_folder: Path) -> None:
+    """Keeps the export of another run, that has the same name or that this one is a copy of.
+
+    Args:
+        folder: that a run would be exported to if nobody names another.
+        run_folder: of the run.
+
+    Raises:
+        UsageError: if the folder holds the export of another run, which exists.
+    """
+    try:
+        flags = json.loads((folder / "metadata.json").read_text())["flags"]
+        other = Config.from_json(json.dumps(flags)).run_path
+    except (OSError, ValueError, KeyError):
+        return
+    if other.is_dir() and other.resolve() != run_folder.resolve():
+        raise UsageError(
+            f"{folder} is the export of another run, {other}: name a folder for that of "
+            f"{run_folder} by --saved_model_dir."
+        )
 
 
 def check_export_folder(folder: str | Path, run_folder: Path | None = None) -> None:
@@ -88,7 +116,8 @@ def check_export_folder(folder: str | Path, run_folder: Path | None = None) -> N
             f"--saved_model_dir={folder} would replace the working directory: choose another."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "metadata.json").is_file():
+    there = any(folder.iterdir()) if folder.is_dir() else folder.exists()
+    if there and not (folder / "metadata.json").is_file():
         raise UsageError(
             f"{folder} holds something that is no export, and exporting would replace it: choose "
             "another --saved_model_dir."

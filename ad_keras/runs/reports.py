@@ -172,8 +172,7 @@ class Gallery:
     def draw(self, model: PAD) -> None:
         """Draws what a model makes of some images, and the histogram of their latents."""
         chosen = np.random.default_rng([self._seed, 0]).permutation(self._held_out)
-        shape = self._train.images.shape[1:]
-        images, partners = np.resize(self._train.images[chosen], (2, _PICTURES, *shape))
+        images, partners = self._train.images[np.resize(chosen, (2, _PICTURES))]
         sheets = {
             "wake": pictures.wake_rows(model, images),
             "nrem": pictures.nrem_rows(model, images, self._seed),

@@ -22,7 +22,11 @@ from ad_keras.runs.build import build_model
 from ad_keras.runs.callbacks import Guard, LearningRates, LossLog, Progress, Steps
 from ad_keras.runs.checkpoints import Checkpoints, newest_step
 from ad_keras.runs.config import RUN_ONLY, Config
-from ad_keras.runs.export import check_export_folder, export_networks
+from ad_keras.runs.export import (
+    check_export_folder,
+    export_networks,
+    refuse_export_of_another,
+)
 from ad_keras.runs.folder import (
     FLAGS_FILE,
     failures_explained,
@@ -107,6 +111,8 @@ def train(
         _refuse_other_data(config, records["data.json"])
         _refuse_shorter(config, steps_per_epoch)
     if export:
+        if not config.saved_model_dir:
+            refuse_export_of_another(config.export_path, config.run_path)
         check_export_folder(config.export_path, config.run_path)
     with failures_explained(config.run_path), cluster.strategy.scope():
         model = build(config)
@@ -324,6 +330,7 @@ def _fit(
                 shuffle=False,
             )
         training.finish()
+        guard.stop_if_asked()  # while the last epoch was reported on
 
 
 def hyper_parameters(config: Config) -> dict[str, bool | int | float | str]:

@@ -77,6 +77,14 @@ class TuneConfig(Config):
         for name in ("max_trials", "epochs_per_trial"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("retrain", self.retrain >= 0, "0 or more")
+        shortest = 1 if self.tuner == "hyperband" else self.epochs_per_trial
+        below = self.warmup_epochs < shortest
+        self._require(
+            "warmup_epochs", below, f"below the epochs of the shortest trial ({shortest})"
+        )
+        # A trial that hyperband lets go on would jump from a short cosine's end into a longer one.
+        constant = self.tuner != "hyperband" or self.schedule == "constant"
+        self._require("schedule", constant, "constant with --tuner=hyperband")
         self._require("search", bool(self.search), f"all, or a list of {', '.join(SPACE)}")
         for name in self.search:
             if name not in ("all", *SPACE):

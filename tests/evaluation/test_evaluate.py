@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ad_keras import PAD, data
+from ad_keras import PAD, data, load_encoder
 from ad_keras.evaluate import main
 from ad_keras.evaluation import features, suite
 from ad_keras.measures.latents import encode
@@ -248,6 +248,22 @@ def test_what_is_not_measured_again_stays_unless_epoch_or_data_are_others(
     status, _, errors = evaluated(f"--run_dir={folder}", "--metrics=knn", "--epoch=7")
     assert status == 1
     assert "the epochs kept are: 1, 2" in errors
+
+
+def test_what_was_measured_of_other_weights_is_dropped(evaluated, refusal, runs, tmp_path):
+    folder, results = tmp_path / "export", tmp_path / "results"
+    shutil.copytree(runs / "export", folder)
+    arguments = (f"--export={folder}", f"--output_dir={results}")
+    assert evaluated(*arguments, "--metrics=pca")[0] == 0
+    assert evaluated(*arguments, "--metrics=knn")[0] == 0
+    assert list(results_in(results)["metrics"]) == ["knn", "pca"]
+    encoder = load_encoder(folder)  # as of a run that was trained again, all else being equal
+    encoder.set_weights([1.01 * weight for weight in encoder.get_weights()])
+    encoder.save(folder / "encoder.keras")
+    assert "pca dropped, measured of other weights" in evaluated(*arguments, "--metrics=knn")[1]
+    assert list(results_in(results)["metrics"]) == ["knn"]
+    error = refusal(main, *arguments, "--metrics=epochs", status=1)
+    assert f"{folder} cannot be measured: of earlier epochs, none is kept" in error
 
 
 def test_runs_of_other_conditions_or_the_same_seed_are_refused(refusal, copied_run, runs):

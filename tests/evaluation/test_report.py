@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from ad_keras.evaluation import report
+from ad_keras.evaluation import plots, report
 from ad_keras.evaluation.published import LINEAR_SEPARABILITY, sample
 
 SHARES = [0.0, 0.3, 0.6]
@@ -99,6 +99,25 @@ def test_runs_with_other_metrics_are_combined_as_far_as_they_go():
     combined = report.combine([result(0), second])
     assert combined["lacking"] == {"seed1": ["knn trained"]}
     assert combined["metrics"]["knn"]["mean"] == {"trained": 0.52}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_gap_of_one_run_leaves_the_figures_of_the_others(order):
+    gap = result(1)
+    gap["metrics"]["occlusion"] = {"protocol": {"gaps": {"occlusion": "overflowed"}}, "values": {}}
+    gap["metrics"]["logistic_probe"]["values"] = {"trained": {"accuracy": float("nan")}}
+    runs = [result(0), gap]
+    combined = report.combine([runs[number] for number in order])
+    assert combined["metrics"]["occlusion"]["mean"]["tile_4/0.3"] == 0.33
+    assert combined["metrics"]["logistic_probe"]["mean"]["trained/accuracy"] == 0.61
+    assert "occlusion tile_4" in combined["lacking"]["seed1"]
+
+
+def test_chance_is_the_share_of_the_commonest_class():
+    counts = np.array([[8.0, 2.0], [10.0, 20.0]])
+    assert plots.chance(counts, ["above", "below"]) == 0.75
+    assert plots.chance(None, ["above", "below"]) == 0.5
+    assert plots.chance(np.full((2, 2), np.nan), ["above", "below"]) == 0.5
 
 
 def test_published_figures_stand_beside_ours_of_the_same_settings_only():

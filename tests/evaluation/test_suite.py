@@ -235,6 +235,29 @@ def test_wide_layers_are_pooled(subject, tmp_path, monkeypatch):
     assert found["protocol"]["features"] == widths  # of 8 * 8 * 4 and 4 * 4 * 8
 
 
+def test_pixels_of_large_images_are_pooled_for_their_probe(subject, tmp_path, monkeypatch):
+    model, _, train, test = subject
+    monkeypatch.setattr(suite, "_LAYER_FEATURES", 200)
+    found = Suite(model, train, test, tmp_path).measure(["ridge_probe"])["ridge_probe"]
+    pool = keras.layers.AveragePooling2D(2)  # 16 * 16 * 3 become 8 * 8 * 3
+    pixels = [np.asarray(pool(part.images.astype(np.float32))) for part in (train, test)]
+    pixels = [part.reshape(len(part), -1) / 127.5 - 1 for part in pixels]
+    expected = probed(ridge_probe, pixels, subject, seed=0)
+    assert found["values"]["pixels"]["accuracy"] == expected.accuracy
+    assert found["values"]["pixels"]["alpha"] == expected.alpha
+
+
+def test_memory_that_does_not_suffice_is_a_gap(subject, tmp_path, monkeypatch):
+    def exhausted(*_):
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    model, _, train, test = subject
+    monkeypatch.setattr(suite, "knn_accuracy", exhausted)
+    found = Suite(model, train, test, tmp_path).measure(["knn", "pca"])
+    assert "Unable to allocate 9 TiB" in found["knn"]["protocol"]["gaps"]["knn"]
+    assert found["pca"]["values"]
+
+
 def test_dreams_are_pixels_and_nrem_occludes_the_replayed(subject):
     model, _, train, _ = subject
     latents = encode(model.encoder, train.images)
@@ -310,12 +333,17 @@ def test_metrics_that_need_labels_are_named(subject):
         check(["probe", "pca", "knn"], bare, ImageSet(test.images, None, ()), 100)
 
 
-def test_a_class_with_too_few_images_is_named(subject):
-    _, _, train, test = subject
-    kept = np.flatnonzero((test.labels != 1) | (np.arange(len(test)) < 60))
+@pytest.mark.parametrize("left", [20, 1])
+def test_a_small_class_has_fewer_pairs_of_distances(subject, tmp_path, left):
+    model, _, train, test = subject
+    kept = np.flatnonzero((test.labels != 1) | (np.arange(len(test)) < 3 * left))
     few = ImageSet(test.images[kept], test.labels[kept], test.class_names)
-    with pytest.raises(UsageError, match=r"class 'green' has 20 test images.*needs 46"):
-        check(["distances"], train, few, 100)
+    found = Suite(model, train, few, tmp_path).measure(["distances", "knn"])["distances"]
+    if left == 1:
+        assert "class 1 has 1 images" in found["protocol"]["gaps"]["distances"]
+    else:
+        assert found["protocol"]["intra_class_pairs"] == 3 * 20 * 19 // 2
+        assert 0 < found["values"]["trained"]["intra_inter_ratio"] < 1
 
 
 def test_different_classes_of_training_and_test_images_are_refused(subject):

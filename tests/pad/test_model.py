@@ -168,6 +168,16 @@ class Darker(Part):
         return self.factor * images
 
 
+class Tint(keras.layers.Layer):
+    """A perturbation with a weight for each channel."""
+
+    def build(self, shape):
+        self.tint = self.add_weight(shape=(shape[-1],), initializer="ones", name="tint")
+
+    def __call__(self, images, key):
+        return self.tint * images
+
+
 @keras.saving.register_keras_serializable("tests")
 class Spread(keras.layers.Layer):
     """A recovery loss of three views with a weight that it learns."""
@@ -828,6 +838,13 @@ def test_a_saved_and_loaded_model_continues_bit_for_bit(tmp_path, make):
     assert_equal(everything_kept(loaded), everything_kept(model))
     for own, kept in zip(model.variables, loaded.variables, strict=True):
         np.testing.assert_array_equal(own, kept, err_msg=own.path)
+
+
+def test_layers_that_perturb_are_built_for_images():
+    model = new_model(perturbation=Tint(), glimpse=Tint())
+    model.train_step(pixels())
+    for part in (model.perturbation, model.glimpse):
+        assert part.tint.shape == (3,)
 
 
 def test_saved_weights_restore_networks_memory_and_step(tmp_path):

@@ -216,6 +216,13 @@ def test_an_impossible_image_size_raises_and_names_possible_ones(build, image_si
         build(image_size=image_size)
 
 
+@pytest.mark.parametrize("build", BUILDERS)
+def test_large_residual_networks_are_built(build):
+    network = build(512, 1, latent_dim=2, base_filters=1, network="residual")
+    shapes = {network.inputs[0].shape, *(output.shape for output in network.outputs)}
+    assert (None, 512, 512, 1) in shapes
+
+
 def test_mixed_precision_gives_float32_near_that_of_float32():
     arguments = {"latent_dim": 16, "base_filters": 8}
     for build in BUILDERS:

@@ -14,10 +14,10 @@ import pytest
 
 from ad_keras import PAD
 from ad_keras.cli import interruptible
-from ad_keras.errors import Interrupted, RunError
+from ad_keras.errors import Interrupted, RunError, UsageError
 from ad_keras.evaluation import features, suite
 from ad_keras.reproduce import main
-from ad_keras.reproduction import runs
+from ad_keras.reproduction import report, runs
 from ad_keras.reproduction.config import ReproduceConfig
 from ad_keras.runs.build import build_model
 from ad_keras.runs.config import Config
@@ -222,11 +222,12 @@ def test_dreams_compared_in_other_features_than_the_newest_are_measured_again(
     assert measured == ["full", "no_rem", "full"]
 
 
+@pytest.mark.parametrize("failure", [RunError, UsageError])
 def test_a_run_that_fails_is_told_and_the_others_are_reported(
-    reproduced, workplace, outcome, refusal, flags_of, reported, monkeypatch, tmp_path
+    failure, reproduced, workplace, outcome, refusal, flags_of, reported, monkeypatch, tmp_path
 ):
     def diverge(config):
-        raise RunError(f"the run in {config.run_path} diverged.")
+        raise failure(f"the run in {config.run_path} diverged.")
 
     monkeypatch.setattr(runs, "train", diverge)
     config = reproduction(
@@ -238,9 +239,9 @@ def test_a_run_that_fails_is_told_and_the_others_are_reported(
     assert "shapes-wake_only diverged" in errors
     assert f"The report in {tmp_path / 'report'} is of the others" in errors
     assert "shapes-wake_only failed: " in printed
-    ((measured, _, _, (failure,)),) = reported
+    ((measured, _, _, (told,)),) = reported
     assert len(measured) == 1
-    assert "diverged" in failure
+    assert "diverged" in told
     alone = dataclasses.replace(config, conditions=("wake_only",))
     assert "The report" not in refusal(main, *flags_of(alone), status=1)
 
@@ -258,6 +259,24 @@ def test_the_report_shows_dreams_early_and_late_and_what_differs(reproduced, wor
     metrics = json.loads((workplace / "runs" / "shapes" / "results.json").read_text())["metrics"]
     mean = metrics["probe"]["values"]["trained"]["mean_of_seeds"]
     assert f"| PAD | {100 * mean:.2f} % (1) |" in text
+
+
+def test_pictures_of_dreams_are_of_the_epoch_they_name(reproduced, workplace):
+    sheets = {epoch: report.dream_sheets(workplace / "runs" / "shapes", epoch) for epoch in (1, 2)}
+    assert list(sheets[1]) == [1]
+    assert list(sheets[2]) == [1, 2]
+    assert sheets[1][1] == sheets[2][1] != sheets[2][2]
+
+
+def test_a_report_does_without_pictures_of_dreams(reproduced, workplace, monkeypatch, tmp_path):
+    def missing(*_, **__):
+        raise UsageError("the images are not here.")
+
+    monkeypatch.setattr(report.data, "load", missing)
+    report.write_report(report.read_runs([workplace / "runs" / "shapes"]), tmp_path, "command")
+    text = (tmp_path / "report.md").read_text()
+    assert "| What is left out? | pictures of dreams (the images are not here) |" in text
+    assert "dreams_epoch" not in text
 
 
 def test_runs_are_named_as_training_names_them():

@@ -683,6 +683,16 @@ class TestCommandLine:
             assert (epoch == "0") or entry.keys() >= LOSSES
         assert_same_run(config, finished[0])
 
+    def test_signal_during_the_last_report_is_heeded(self, finished, copied, quick_train):
+        interrupt = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: signal.raise_signal(signal.SIGTERM)
+        )
+        longer = dataclasses.replace(copied, epochs=5, dream_every=0)
+        with pytest.raises(Interrupted, match="SIGTERM at step 30: the state is saved"):
+            quick_train(longer, [interrupt], export=True)
+        assert not longer.export_path.exists()
+        assert list(quick_train(longer).history) == list("012345")
+
 
 def test_run_in_its_default_place_stays_in_the_working_directory(
     tiny, tmp_path, quick_train, quick_export, monkeypatch, image_folder
@@ -690,6 +700,10 @@ def test_run_in_its_default_place_stays_in_the_working_directory(
     monkeypatch.chdir(tmp_path)
     config = tiny(tmp_path, run_dir=None, saved_model_dir=None, epochs=1)
     result = quick_train(config, export=True)
+    other = dataclasses.replace(config, run_dir=f"elsewhere/{image_folder.name}")
+    with pytest.raises(UsageError, match=r"is the export of another run, .*--saved_model_dir"):
+        quick_train(other, export=True)
+    assert not Path("elsewhere").exists()
     name = image_folder.name
     assert result.run_folder.resolve() == tmp_path / "runs" / name
     assert result.export_folder.resolve() == tmp_path / "saved_models" / name
