@@ -22,7 +22,7 @@ from ad_keras.errors import UsageError, first_line
 from ad_keras.evaluation.config import METRICS
 from ad_keras.evaluation.features import FeatureExtractor, reference_rows
 from ad_keras.measures.distances import distance_ratios
-from ad_keras.measures.distribution import density_coverage, fid_from_moments, kid, moments
+from ad_keras.measures.distribution import density_coverage, fid, kid
 from ad_keras.measures.latents import encode, encode_occluded
 from ad_keras.measures.maps import pca_map, tsne_map
 from ad_keras.measures.neighbours import knn_accuracy
@@ -355,10 +355,8 @@ class Suite:
         return self._protocol(text, mapped=len(latents), perplexity=perplexity), {}
 
     def _measure_fid(self) -> tuple[dict, dict]:
-        reference = moments(self._reference)
-        values = tf.nest.map_structure(
-            lambda features: fid_from_moments(*reference, *moments(features)), self._dream_features
-        )
+        distance = functools.partial(fid, self._reference)
+        values = tf.nest.map_structure(distance, self._dream_features)
         return self._dream_protocol("Frechet distance of features"), values
 
     def _measure_kid(self) -> tuple[dict, dict]:

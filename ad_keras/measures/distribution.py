@@ -15,55 +15,12 @@ from ad_keras.measures import _checks
 _WORKING_MEMORY_MIB = 256
 
 
-def moments(features: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and unbiased covariance [D, D], float64: all that the Frechet distance needs.
-
-    Args:
-        features: [N, D], N at least 2.
-
-    Raises:
-        ValueError: If `features` are not finite or fewer than two.
-    """
-    return _moments("features", _checks.features("features", features, dtype=np.float64))
-
-
-def fid_from_moments(
-    mean_x: ArrayLike, covariance_x: ArrayLike, mean_y: ArrayLike, covariance_y: ArrayLike
-) -> float:
-    """Frechet distance of two Gaussians: |m_x - m_y|^2 + Tr(C_x + C_y - 2 (C_x C_y)^(1/2)).
-
-    Source: Heusel et al., "GANs trained by a two time-scale update rule converge to a local Nash
-    equilibrium", NeurIPS 2017, equation 6.
-
-    Args:
-        mean_x: [D].
-        covariance_x: [D, D], symmetric and positive semidefinite.
-        mean_y: [D].
-        covariance_y: [D, D], symmetric and positive semidefinite.
-
-    Returns:
-        The distance, from 0, in squared units of the features.
-
-    Raises:
-        ValueError: If the shapes do not fit each other, a value is not finite, or a covariance is
-            not symmetric.
-    """
-    mean_x, covariance_x = _gaussian("x", mean_x, covariance_x)
-    mean_y, covariance_y = _gaussian("y", mean_y, covariance_y)
-    _checks.same_width("covariance_x", covariance_x, "covariance_y", covariance_y)
-    # C_x C_y has the eigenvalues of F^T C_y F with C_x = F F^T. That one is symmetric, so they
-    # come out real, and fewer than D examples are no trouble, as they are to a matrix root.
-    factor = _factor(covariance_x)
-    eigenvalues = np.linalg.eigvalsh(factor.T @ covariance_y @ factor)
-    root_trace = np.sqrt(np.maximum(eigenvalues, 0)).sum()
-    spread = np.trace(covariance_x) + np.trace(covariance_y) - 2 * root_trace
-    return float(max(np.sum((mean_x - mean_y) ** 2) + spread, 0))
-
-
 def fid(x: ArrayLike, y: ArrayLike) -> float:
-    """Frechet distance of two feature sets, each taken for a Gaussian.
+    """Frechet distance of two feature sets: |m_x - m_y|^2 + Tr(C_x + C_y - 2 (C_x C_y)^(1/2)).
 
-    Biased upwards in small sets: compare only sets of the same size. Source: `fid_from_moments`.
+    Each set is taken for a Gaussian of its mean m and unbiased covariance C. The distance is biased
+    upwards in small sets: compare only sets of the same size. Source: Heusel et al., "GANs trained
+    by a two time-scale update rule converge to a local Nash equilibrium", NeurIPS 2017, equation 6.
 
     Args:
         x: [N, D], N at least 2.
@@ -76,7 +33,14 @@ def fid(x: ArrayLike, y: ArrayLike) -> float:
         ValueError: If the sets are not finite, have fewer than two rows, or different widths.
     """
     x, y = _feature_sets(x=x, y=y)
-    return fid_from_moments(*_moments("x", x), *_moments("y", y))
+    (mean_x, covariance_x), (mean_y, covariance_y) = _moments("x", x), _moments("y", y)
+    # C_x C_y has the eigenvalues of F^T C_y F with C_x = F F^T. That one is symmetric, so they
+    # come out real, and fewer than D examples are no trouble, as they are to a matrix root.
+    factor = _factor(covariance_x)
+    eigenvalues = np.linalg.eigvalsh(factor.T @ covariance_y @ factor)
+    root_trace = np.sqrt(np.maximum(eigenvalues, 0)).sum()
+    spread = np.trace(covariance_x) + np.trace(covariance_y) - 2 * root_trace
+    return float(max(np.sum((mean_x - mean_y) ** 2) + spread, 0))
 
 
 def kid(
@@ -175,22 +139,6 @@ def _moments(name: str, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = features.mean(axis=0)
     centred = features - mean
     return mean, centred.T @ centred / (len(features) - 1)
-
-
-def _gaussian(name: str, mean: ArrayLike, covariance: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    covariance = _checks.features(f"covariance_{name}", covariance, dtype=np.float64)
-    width = len(covariance)
-    mean = np.asarray(mean, dtype=np.float64)
-    if covariance.shape != (width, width) or mean.shape != (width,):
-        raise ValueError(
-            f"mean_{name} has shape {mean.shape} and covariance_{name} {covariance.shape}; "
-            "pass [D] and [D, D]"
-        )
-    if not np.isfinite(mean).all():
-        raise ValueError(f"mean_{name} holds infinity or NaN; check the features it was taken from")
-    if not np.allclose(covariance, covariance.T, rtol=0, atol=1e-6 * np.abs(covariance).max()):
-        raise ValueError(f"covariance_{name} is not symmetric; pass a covariance matrix")
-    return mean, covariance
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:

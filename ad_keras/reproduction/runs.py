@@ -26,7 +26,7 @@ from ad_keras.reproduction.report import read_runs, write_report
 from ad_keras.runs.build import build_model
 from ad_keras.runs.checkpoints import newest_step
 from ad_keras.runs.config import RUN_ONLY, Config
-from ad_keras.runs.folder import completed_epochs, load_config, refuse_other_flags, write_atomically
+from ad_keras.runs.folder import load_config, read_history, refuse_other_flags, write_atomically
 from ad_keras.runs.training import chosen_images, train
 
 _WARM_UP_STEPS, _TIMED_STEPS = 4, 10
@@ -217,7 +217,7 @@ def _look_at(config: Config) -> Run:
         return Run(config, completed=0, finished=False)
     saved = load_config(folder)
     refuse_other_flags(saved, config)
-    completed = completed_epochs(folder)
+    completed = max(map(int, read_history(folder)), default=0)
     if completed > config.epochs:
         raise UsageError(
             f"the run in {folder} is at epoch {completed}, beyond --epochs={config.epochs}: use "

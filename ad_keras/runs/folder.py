@@ -192,21 +192,6 @@ def disk_question(error: Exception) -> str:
     return " Is the disk full or read-only?" if of_disks else ""
 
 
-def completed_epochs(folder: Path) -> int:
-    """How many epochs the run in a folder has behind it.
-
-    Raises:
-        UsageError: if the record of its epochs is damaged.
-    """
-    history = folder / "history.json"
-    try:
-        return max(map(int, json.loads(history.read_text())), default=0)
-    except FileNotFoundError:
-        return 0
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{history} cannot be read ({error}): train the run again.") from error
-
-
 def read_history(folder: Path) -> dict[str, dict[str, float]]:
     """What was reported of the run in a folder: by epoch (as text), losses and probes.
 

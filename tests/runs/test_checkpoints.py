@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from ad_keras.errors import RunError, UsageError
 from ad_keras.runs.checkpoints import Checkpoints, newest_step
-from ad_keras.runs.folder import completed_epochs, load_config, open_run, write_atomically
+from ad_keras.runs.folder import load_config, open_run, write_atomically
 from ad_keras.runs.reports import Reports
 from ad_keras.runs.restore import restore_run
 from ad_keras.runs.training import train
@@ -448,13 +448,6 @@ class TestLookingBack:
             file.write_bytes(file.read_bytes()[:100])
         with pytest.raises(RunError, match="epoch-1 is damaged"):
             restore_run(folder, epoch=1)
-
-    def test_completed_epochs_are_counted(self, finished, tmp_path):
-        assert completed_epochs(Path(finished[0].run_dir)) == 4
-        assert completed_epochs(tmp_path) == 0
-        (tmp_path / "history.json").write_text("{")
-        with pytest.raises(UsageError, match=r"history.json cannot be read"):
-            completed_epochs(tmp_path)
 
 
 class TestFullDisk:
