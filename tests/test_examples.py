@@ -1,5 +1,6 @@
 """The examples run, and do what they say."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -14,7 +15,7 @@ from PIL import Image
 
 import ad_keras
 from ad_keras.cli import parse
-from ad_keras.runs.config import Config
+from ad_keras.runs.config import RUN_ONLY, Config
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -122,33 +123,43 @@ def test_a_fine_tuned_classifier_tells_colours(coloured, tmp_path, capsys):
     assert float(tuned) == 100
 
 
-SHIPPED = EXAMPLES.parent / "saved_models" / "cifar10_best"
+SHIPPED = EXAMPLES.parent / "saved_models"
 
 
-def test_the_shipped_encoder_sees_the_same_with_and_without_the_package():
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_best"])
+def test_shipped_encoders_see_the_same_with_and_without_the_package(name):
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
-    served = tf.saved_model.load(str(SHIPPED / "encoder")).signatures["serving_default"]
-    expected = ad_keras.load_encoder(SHIPPED)(images)
-    for name, values in served(images=tf.constant(images)).items():
-        np.testing.assert_allclose(values, expected[name], rtol=1e-4, atol=1e-5)
+    served = tf.saved_model.load(str(SHIPPED / name / "encoder")).signatures["serving_default"]
+    expected = ad_keras.load_encoder(SHIPPED / name)(images)
+    for output, values in served(images=tf.constant(images)).items():
+        np.testing.assert_allclose(values, expected[output], rtol=1e-4, atol=1e-5)
     assert np.ptp(expected["latent"], axis=0).max() > 0.1
 
 
-def test_the_shipped_encoder_is_of_its_flagfile_and_tells_what_was_measured():
-    metadata = json.loads((SHIPPED / "metadata.json").read_text())
-    config = parse(Config, ["train", "--flagfile=cifar10_best"], "train")
-    assert {**metadata["flags"], "run_dir": None} == json.loads(config.to_json())
-    results = EXAMPLES.parent / "docs" / "results" / "cifar10_best" / "results.json"
-    metrics = json.loads(results.read_text())["metrics"]
-    trained = {name: metrics[name]["values"]["trained"] for name in ("probe", "ridge_probe")}
-    assert metadata["test_accuracy"]["probe"] == trained["probe"]["mean_of_seeds"]
-    assert metadata["test_accuracy"]["ridge_probe"] == trained["ridge_probe"]["accuracy"]
-    assert metadata["epochs"] == 12
+@pytest.mark.parametrize(
+    ("name", "flags", "results"),
+    [
+        ("cifar10", "--flagfile=cifar10 --precision=mixed_bfloat16", "cifar10/full-seed0"),
+        ("cifar10_best", "--flagfile=cifar10_best", "cifar10_best"),
+    ],
+)
+def test_shipped_encoders_are_of_their_flags_and_tell_what_was_measured(name, flags, results):
+    metadata = json.loads((SHIPPED / name / "metadata.json").read_text())
+    expected = dataclasses.asdict(parse(Config, ["train", *flags.split()], "train"))
+    settings = expected.keys() - RUN_ONLY
+    assert {flag: metadata["flags"][flag] for flag in settings} == {
+        flag: json.loads(json.dumps(expected[flag])) for flag in settings
+    }
+    assert metadata["epochs"] == metadata["flags"]["epochs"] == expected["epochs"]
+    measured = json.loads((EXAMPLES.parent / "docs/results" / results / "results.json").read_text())
+    for probe, figure in (("probe", "mean_of_seeds"), ("ridge_probe", "accuracy")):
+        trained = measured["metrics"][probe]["values"]["trained"]
+        assert metadata["test_accuracy"][probe] == trained[figure]
 
 
 def test_the_example_classifies_with_the_shipped_encoder(coloured, capsys):
     example("classify").main(
-        ["classify", f"--export={SHIPPED}", f"--dataset={coloured}", "--epochs=15"]
+        ["classify", f"--export={SHIPPED / 'cifar10'}", f"--dataset={coloured}", "--epochs=15"]
     )
     frozen, tuned = re.findall(r": +([\d.]+)%", capsys.readouterr().out)
     assert float(frozen) == float(tuned) == 100
