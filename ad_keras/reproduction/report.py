@@ -473,7 +473,7 @@ def dream_sheets(folder: Path, epoch: int) -> dict[int, bytes]:
         config.dataset, "test", data_dir=config.data_dir, image_size=config.image_size
     ).images
     images = images[np.random.default_rng(_SEED).permutation(len(images))[:_MEMORIES]]
-    models = {n: newest for n in (epoch,) if n == epochs_behind(folder, config, newest)}
+    models = {epoch: newest} if epoch == epochs_behind(folder, config, newest) else {}
     kept = set(Checkpoints(newest, folder).kept_epochs()) & {1, epoch} - set(models)
     models |= {number: restore_run(folder, epoch=number)[1] for number in kept}
     sheets = {}
