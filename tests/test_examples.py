@@ -187,6 +187,30 @@ def test_classifying_without_an_export_says_so(outcome):
     assert refused == (2, "", "error: nowhere is not an export: it has no encoder.keras.\n")
 
 
+def test_runs_are_compared_by_their_histories(tmp_path, capsys, outcome):
+    compare = example("compare_runs")
+    for name, accuracy in (("slow", 0.3), ("quick", 0.5)):
+        (tmp_path / name).mkdir()
+        probed = {"probe/validation_accuracy": accuracy, "ridge_probe/validation_accuracy": 0.4}
+        history = {"0": {"wake/kl_loss": 2.0}, "5": probed, "10": probed}
+        (tmp_path / name / "history.json").write_text(json.dumps(history))
+    folders = [str(tmp_path / name) for name in ("slow", "quick")]
+    read = compare.probes(folders).query('probe == "paper\'s probe"')
+    assert read[["series", "x", "value"]].to_numpy().tolist() == [
+        *(["slow", 5, 0.3], ["slow", 10, 0.3]),
+        *(["quick", 5, 0.5], ["quick", 10, 0.5]),
+    ]
+    picture = tmp_path / "curves.png"
+    flags = [f"--run_dir={folder}" for folder in folders]
+    compare.main(["compare_runs", *flags, f"--output={picture}"])
+    assert capsys.readouterr().out == f"{picture}: slow, quick\n"
+    with Image.open(picture) as drawn:
+        assert drawn.width > 500
+    refused = outcome(compare.main, flags[0], f"--run_dir={tmp_path}")
+    told = f"error: --run_dir={tmp_path} names no run whose history has probes.\n"
+    assert refused == (2, "", told)
+
+
 @pytest.fixture
 def tutorial():
     return nbformat.read(EXAMPLES / "tutorial.ipynb", as_version=4)
