@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from ad_keras.compute import replicas
+from ad_keras.pad.losses import decorrelation_loss
 from ad_keras.pad.parts import Part, require
 
 
@@ -110,11 +111,10 @@ class VICReg(Part):
         views = [replicas.gather(view) for view in tf.unstack(recovered)]
         pairs = list(itertools.combinations(views, 2))
         distances = [tf.reduce_mean(tf.math.squared_difference(*pair)) for pair in pairs]
-        spreads, overlaps = zip(*map(_moments, views), strict=True)
         return (
             self.invariance * tf.add_n(distances) / len(pairs)
-            + self.variance * tf.add_n(spreads) / self.views
-            + self.covariance * tf.add_n(overlaps) / self.views
+            + self.variance * tf.add_n([_hinge(view) for view in views]) / self.views
+            + self.covariance * tf.add_n([decorrelation_loss(view) for view in views]) / self.views
         )
 
 
@@ -157,12 +157,8 @@ class CodingRate(Part):
         return -tf.reduce_mean(rates) - self.similarity * cosine
 
 
-def _moments(view: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The hinge on deviations, and the squared covariances between dimensions, of [B, N]."""
-    count, size = tf.unstack(tf.cast(tf.shape(view), view.dtype))
-    centred = view - tf.reduce_mean(view, axis=0)
-    covariance = tf.matmul(centred, centred, transpose_a=True) / (count - 1.0)
-    variances = tf.linalg.diag_part(covariance)
-    hinge = tf.reduce_mean(tf.nn.relu(1.0 - tf.sqrt(variances + 1e-4)))
-    between = tf.reduce_sum(tf.square(covariance)) - tf.reduce_sum(tf.square(variances))
-    return hinge, between / size
+def _hinge(view: tf.Tensor) -> tf.Tensor:
+    """How far the deviations of dimensions in a mini-batch [B, N] fall short of 1, on average."""
+    count = tf.cast(tf.shape(view)[0], view.dtype)
+    variances = tf.math.reduce_variance(view, axis=0) * count / (count - 1.0)
+    return tf.reduce_mean(tf.nn.relu(1.0 - tf.sqrt(variances + 1e-4)))

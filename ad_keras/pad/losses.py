@@ -36,6 +36,22 @@ def kl_loss(latents: tf.Tensor) -> tf.Tensor:
     return 0.5 * tf.reduce_mean(tf.square(mean) + variance - tf.math.log(variance) - 1.0)
 
 
+def decorrelation_loss(latents: tf.Tensor) -> tf.Tensor:
+    """Squared covariances between latent dimensions, summed, per dimension (wake).
+
+    The prior's dimensions are independent. The divergence does not see whether the latents' are.
+    It is the covariance term of VICReg (Bardes et al. 2022, arXiv 2105.04906, equations 3 and 4).
+
+    Args:
+        latents: [B, latent_dim] with B of at least 2.
+    """
+    count, size = tf.unstack(tf.cast(tf.shape(latents), latents.dtype))
+    centred = latents - tf.reduce_mean(latents, axis=0)
+    covariances = tf.matmul(centred, centred, transpose_a=True) / (count - 1.0)
+    variances = tf.linalg.diag_part(covariances)
+    return (tf.reduce_sum(tf.square(covariances)) - tf.reduce_sum(tf.square(variances))) / size
+
+
 def gradient_penalty_loss(gradients: tf.Tensor) -> tf.Tensor:
     """R1: half the squared norm of the discriminator's gradient at external images (wake).
 

@@ -17,7 +17,12 @@ from ad_keras.data.pixels import as_signed
 from ad_keras.pad.adversaries import Minimax
 from ad_keras.pad.agreement import Contrast, LatentDistance
 from ad_keras.pad.hippocampus import Hippocampus
-from ad_keras.pad.losses import gradient_penalty_loss, kl_loss, reconstruction_loss
+from ad_keras.pad.losses import (
+    decorrelation_loss,
+    gradient_penalty_loss,
+    kl_loss,
+    reconstruction_loss,
+)
 from ad_keras.pad.mixing import Mixing
 from ad_keras.pad.parts import require
 from ad_keras.pad.perturbations import Occlusion
@@ -31,6 +36,7 @@ PHASES = ("wake", "nrem", "rem")
 LOSSES = {
     "reconstruction": "wake",
     "kl": "wake",
+    "decorrelation": "wake",
     "external": "wake",
     "gradient_penalty": "wake",
     "agreement": "wake",
@@ -93,6 +99,8 @@ class PAD(keras.Model):
         phases: which phases run on a mini-batch, in this order; wake comes first.
         reconstruction_weight: of the squared error in wake, above 0.
         kl_weight: of the latents' divergence from the prior in wake, 0 or more.
+        decorrelation_weight: of the covariances between latent dimensions in wake, glimpses
+            included, 0 or more; with 0, the default, they are left out.
         external_weight: of the loss of calling images external in wake, 0 or more; with 0 it is
             left out.
         gradient_penalty_weight: gamma of the R1 penalty on the discriminator's gradient at images
@@ -131,6 +139,7 @@ class PAD(keras.Model):
         phases: Sequence[str] = PHASES,
         reconstruction_weight: float = 1.0,
         kl_weight: float = 1.0,
+        decorrelation_weight: float = 0.0,
         external_weight: float = 1.0,
         gradient_penalty_weight: float = 0.0,
         agreement_weight: float = 1.0,
@@ -160,6 +169,7 @@ class PAD(keras.Model):
         self.phases = phases
         self.reconstruction_weight = reconstruction_weight
         self.kl_weight = kl_weight
+        self.decorrelation_weight = decorrelation_weight
         self.external_weight = external_weight
         self.gradient_penalty_weight = gradient_penalty_weight
         self.agreement_weight = agreement_weight
@@ -188,6 +198,7 @@ class PAD(keras.Model):
             for weight in (self._network_weights() if average_weights else ())
         ]
         optional = {
+            "decorrelation": decorrelation_weight,
             "external": external_weight,
             "gradient_penalty": gradient_penalty_weight,
             "agreement": glimpse is not None,
@@ -428,8 +439,8 @@ class PAD(keras.Model):
             require(value > 0, name, value, "above 0; `phases` leaves a phase out")
         allowed = "above 0; without a `glimpse` there is no agreement"
         require(self.agreement_weight > 0, "agreement_weight", self.agreement_weight, allowed)
-        weights = ("kl_weight", "external_weight", "gradient_penalty_weight")
-        for name in (*weights, "wake_noise_variance"):
+        weights = ("kl_weight", "decorrelation_weight", "external_weight")
+        for name in (*weights, "gradient_penalty_weight", "wake_noise_variance"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         penalty, allowed = self.gradient_penalty_weight, "0 without an external loss"
         holds = self.external_weight > 0 or not penalty
@@ -458,9 +469,13 @@ class PAD(keras.Model):
         if self.gradient_penalty_weight:
             gradients = tape.gradient(outputs["external_logit"], images)
             losses["gradient_penalty"] = gradient_penalty_loss(gradients)
+        perceived = latents
         if self.glimpse is not None:
             glimpsed = self._perceive(self.glimpse, images, draws.fold_in(key, 1), self.agreement)
             losses["agreement"] = self.agreement(latents, glimpsed)
+            perceived = tf.concat([latents, *tf.unstack(glimpsed)], axis=0)
+        if self.decorrelation_weight:
+            losses["decorrelation"] = decorrelation_loss(replicas.gather(perceived))
         return losses, latents
 
     def _nrem_losses(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> dict:

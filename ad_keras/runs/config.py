@@ -116,6 +116,9 @@ class Config:
     agreement_weight: float = flag(1.0, _PARTS, "weight of the agreement loss in wake")
     views: int = flag(2, _PARTS, "views of an image or dream that all losses but distance compare")
     temperature: float = flag(0.2, _PARTS, "temperature of the contrast loss")
+    decorrelation_weight: float = flag(
+        0.0, _PARTS, "weight of the covariances between latent dimensions in wake (0: none)"
+    )
     adversary: str = flag(
         "minimax",
         _PARTS,
@@ -190,8 +193,9 @@ class Config:
             enough = self.hippocampus_capacity >= self.batch_size
             allowed = f"at least --batch_size ({self.batch_size})"
             self._require("hippocampus_capacity", enough, allowed)
-        weights = ("kl_weight", "external_weight", "gradient_penalty_weight", "wake_noise_variance")
-        for name in (*weights, "train_examples", "seed", "dream_every", "probe_every"):
+        weights = ("kl_weight", "decorrelation_weight", "external_weight", "wake_noise_variance")
+        others = ("train_examples", "seed", "dream_every", "probe_every")
+        for name in (*weights, "gradient_penalty_weight", *others):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("seed", self.seed < 2**63, "a number of 64 bits")
         self._require("batch_size", self.batch_size >= 2, "at least 2: one image has no variance")

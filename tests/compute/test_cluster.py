@@ -44,6 +44,7 @@ MODELS = {
         "hippocampus_capacity": 30,
         "mixing": "component",
         "adversary": "hinge",
+        "decorrelation_weight": 0.1,
         "gradient_penalty_weight": 0.5,
         "average_weights": 0.9,
         "glimpse": ("crop", "noise"),

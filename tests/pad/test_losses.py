@@ -50,3 +50,15 @@ def test_kl_loss_of_a_dimension_without_variance_is_large_and_has_finite_gradien
     assert 6 < loss < 7  # half of (0.25 - ln(1e-12) - 1) / 2
     assert np.isfinite(gradient).all()
     np.testing.assert_allclose(gradient[:, 0], 0.5 * 0.5 / 3, rtol=1e-5)  # towards the prior's mean
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_decorrelation_loss_is_the_sum_of_squared_covariances_of_each_dimension_with_others(seed):
+    latents = np.random.default_rng(seed).normal(size=(9, 5)) @ np.diag(range(1, 6)) + 3.0
+    expected = 0.0
+    for i in range(5):
+        for j in range(5):
+            if i != j:
+                products = (latents[:, i] - latents[:, i].mean()) * latents[:, j]
+                expected += (products.sum() / 8) ** 2 / 5
+    np.testing.assert_allclose(losses.decorrelation_loss(float32(latents)), expected, rtol=1e-5)

@@ -274,6 +274,28 @@ def test_wake_makes_the_latents_of_glimpses_agree():
     assert_descends(lambda: model.wake(images), model, with_agreement, reconstruction)
 
 
+@pytest.mark.parametrize("glimpse", [None, Darker(0.5)])
+def test_wake_makes_the_dimensions_of_latents_and_glimpses_independent(glimpse):
+    agreement = Spread()
+    parts = {"glimpse": glimpse, "agreement": agreement, "agreement_weight": 1e-9}
+    model = new_model("sgd", decorrelation_weight=3.0, **parts)
+    images = signed(1)
+    everything, reconstruction = paper_wake(model, images)
+
+    def decorrelated():
+        latents = model.encoder(images)["latent"]
+        if glimpse is not None:
+            views = [model.encoder(0.5 * images)["latent"]] * agreement.views
+            latents = tf.concat([latents, *views], axis=0)
+        deviations = latents - tf.reduce_mean(latents, axis=0)
+        covariances = tf.einsum("bi,bj->ij", deviations, deviations) / (len(latents) - 1)
+        between = tf.reduce_sum((covariances * (1 - tf.eye(LATENT))) ** 2)
+        return everything() + 3.0 * between / LATENT
+
+    assert_descends(lambda: model.wake(images), model, decorrelated, reconstruction)
+    assert "wake/decorrelation_loss" in model.get_metrics_result()
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("mixed_bfloat16", 0.1)])
 def test_wake_descends_the_penalty_on_the_discriminators_gradient(dtype, tolerance):
     # Keras's own layers in double precision have no gradients written by hand.
@@ -530,6 +552,7 @@ FULL = {
     "phases": ("wake", "nrem", "rem"),
     "reconstruction_weight": 1.0,
     "kl_weight": 1.0,
+    "decorrelation_weight": 0.0,
     "external_weight": 1.0,
     "agreement_weight": 1.0,
     "recovery_weight": 1.0,
@@ -611,8 +634,8 @@ def test_every_name_of_a_part_gives_another_part():
         ("Hippocampus", {"capacity": 0}),
         ("EpisodicHippocampus", {"replacement": "none"}),
         ("AssociativeHippocampus", {"beta": 0, "cue": 0}),
-        ("PAD", {"recovery_weight": 0.0, "kl_weight": -1, "gradient_penalty_weight": -1}),
-        ("PAD", {"wake_noise_variance": -0.1, "nrem_memories": "both"}),
+        ("PAD", {"recovery_weight": 0.0, "kl_weight": -1, "decorrelation_weight": -1}),
+        ("PAD", {"gradient_penalty_weight": -1, "nrem_memories": "both"}),
     ],
 )
 def test_impossible_arguments_raise_in_one_line_that_names_them(kind, arguments):
@@ -812,6 +835,7 @@ def with_the_packages_other_parts():
         "glimpse": ("crop", "occlusion"),
         "agreement": "vicreg",
         "adversary": "least_squares",
+        "decorrelation_weight": 0.1,
         "gradient_penalty_weight": 0.5,
         "average_weights": 0.9,
     }

@@ -66,6 +66,7 @@ REFUSED = [
     ("agreement_weight", "0.0", "above 0"),
     ("views", "1", "at least 2"),
     ("temperature", "0.0", "above 0"),
+    ("decorrelation_weight", "-1.0", "0 or more"),
     ("gradient_penalty_weight", "-1.0", "0 or more"),
     ("epochs", "0", "at least 1"),
     ("batch_size", "1", "at least 2"),
