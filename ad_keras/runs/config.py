@@ -52,7 +52,7 @@ class Config:
         "synth_digits",
         _DATA,
         "svhn, cifar10, mnist, fashion_mnist; synth_digits or synth_digits/50k (generated); or a "
-        "folder of images train/<class>/*.png",
+        "folder of images, train/<class>/*.png or .jpg",
     )
     data_dir: str | None = flag(
         None, _DATA, "folder of prepared TensorFlow Datasets (default: ~/tensorflow_datasets)"
@@ -60,7 +60,7 @@ class Config:
     image_size: int = flag(32, _DATA, "side of the images in pixels: 32, 64 or 128")
     train_examples: int = flag(0, _DATA, "number of training images to use (0: all)")
 
-    network: str = flag("paper", _NETWORKS, "of encoder and generator", ("paper", "residual"))
+    network: str = flag("paper", _NETWORKS, "kind of encoder and generator", ("paper", "residual"))
     latent_dim: int = flag(256, _NETWORKS, "size of the latent")
     base_filters: int = flag(64, _NETWORKS, "filters of the first block; each next doubles them")
 
@@ -95,7 +95,7 @@ class Config:
         "(reservoir), recalled at random; or the newest, recalled by likeness (associative)",
         ("last_batch", "episodic", "reservoir", "associative"),
     )
-    hippocampus_capacity: int = flag(4096, _PARTS, "latents that the other memories hold")
+    hippocampus_capacity: int = flag(4096, _PARTS, "latents that are kept, unless last_batch")
     mixing: str = flag(
         "convex",
         _PARTS,
@@ -104,7 +104,9 @@ class Config:
         ("convex", "variance_preserving", "component", "many_memories"),
     )
     perturbation: tuple[str, ...] = flag(
-        ("occlusion",), _PARTS, f"of NREM dreams, in this order, of {', '.join(PERTURBATIONS)}"
+        ("occlusion",),
+        _PARTS,
+        f"what NREM does to dreams, in this order: some of {', '.join(PERTURBATIONS)}",
     )
     glimpse: tuple[str, ...] = flag(
         (), _PARTS, "perturbations of waking images whose latents shall agree (none: no glimpses)"
@@ -114,10 +116,10 @@ class Config:
     recovery: str = flag("distance", _PARTS, "NREM's loss between latents", _AGREEMENTS)
     agreement: str = flag("contrast", _PARTS, "the loss between glimpses' latents", _AGREEMENTS)
     agreement_weight: float = flag(1.0, _PARTS, "weight of the agreement loss in wake")
-    views: int = flag(2, _PARTS, "views of an image or dream that all losses but distance compare")
+    views: int = flag(2, _PARTS, "views of each image or dream to compare; distance ignores it")
     temperature: float = flag(0.2, _PARTS, "temperature of the contrast loss")
     decorrelation_weight: float = flag(
-        0.0, _PARTS, "weight of the covariances between latent dimensions in wake (0: none)"
+        0.0, _PARTS, "weight of covariances between latent dimensions (0: none)"
     )
     adversary: str = flag(
         "minimax",
@@ -134,15 +136,19 @@ class Config:
     encoder_learning_rate: float = flag(2e-4, _TRAINING, "learning rate of the encoder's Adam")
     generator_learning_rate: float = flag(2e-4, _TRAINING, "learning rate of the generator's Adam")
     schedule: str = flag(
-        "constant", _TRAINING, "of the learning rates over --epochs", ("constant", "cosine")
+        "constant", _TRAINING, "course of the learning rates over --epochs", ("constant", "cosine")
     )
     warmup_epochs: float = flag(0.0, _TRAINING, "epochs in which the learning rates rise from 0")
     average_weights: float = flag(
-        0.0, _TRAINING, "decay of averages of the weights, to be probed and exported (0: none)"
+        0.0,
+        _TRAINING,
+        "decay of averaged weights, to probe and export (0: none)",
     )
     beta_1: float = flag(0.5, _TRAINING, "decay of Adam's momentum")
     beta_2: float = flag(0.999, _TRAINING, "decay of Adam's second moment")
-    precision: str = flag("float32", _TRAINING, "of the networks", ("float32", "mixed_bfloat16"))
+    precision: str = flag(
+        "float32", _TRAINING, "precision of the networks", ("float32", "mixed_bfloat16")
+    )
     seed: int = flag(0, _TRAINING, "seed of weights, order of images, noise and masks")
     hold_out: bool = flag(
         False, _TRAINING, "do not train on the tenth of the training images that scores the probe"

@@ -61,8 +61,8 @@ class TuneConfig(Config):
     retrain: int = flag(
         3,
         _SEARCH,
-        "best trials that are trained again with two other seeds, after which the highest mean is "
-        "the best (0: none)",
+        "train this many best trials again with two other seeds each; the highest mean wins "
+        "(0: none)",
     )
     tuner_dir: str | None = flag(
         None, _SEARCH, "folder of trials and results (default: runs/tune-<data set>[-<condition>])"
