@@ -15,6 +15,7 @@ METRICS = {
     "occlusion": "probe under occlusion (Figure 5)",
     "distances": "ratios of distances (Figure 6)",
     "pca": "principal components (Figure 6)",
+    "dimensions": "how many dimensions the latents fill",
     "fid": "Frechet distance of dreams (Figure 3)",
     "kid": "kernel distance of dreams",
     "density_coverage": "density and coverage of dreams",

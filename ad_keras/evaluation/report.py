@@ -25,11 +25,12 @@ _TITLES = {
     "occlusion": "paper's probe under occlusion",
     "distances": "distances (ratios of means)",
     "pca": "principal components",
+    "dimensions": "filled dimensions",
     "fid": "FID",
     "kid": "KID x 1000",
     "density_coverage": "density, coverage",
 }
-_UNITLESS = {"distances", "fid", "kid", "density_coverage"}  # the others are shares
+_UNITLESS = {"distances", "dimensions", "fid", "kid", "density_coverage"}  # the others are shares
 _LEFT_OUT = {"alpha", "intra_class", "inter_class", "clean_occluded", "deviation_of_subsets"}
 _SHOWN_OCCLUSIONS = (("tile_4", "0.3"), ("tile_4", "0.6"))
 _MAPPED = 2000  # points of a map that are written
@@ -228,7 +229,7 @@ def _number(metric: str, values: pd.Series) -> str:
     if not math.isfinite(summary.mean):
         return "not finite"
     scale = {"kid": 1000.0}.get(metric, 1.0 if metric in _UNITLESS else 100.0)
-    digits = {"fid": 2, "kid": 2}.get(metric, 3 if metric in _UNITLESS else 1)
+    digits = {"dimensions": 1, "fid": 2, "kid": 2}.get(metric, 3 if metric in _UNITLESS else 1)
     unit = "" if metric in _UNITLESS else " %"
     error = f" +- {scale * summary.sem:.{digits}f}" if summary.count > 1 else ""
     return f"{scale * summary.mean:.{digits}f}{error}{unit}"

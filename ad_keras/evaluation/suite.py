@@ -24,7 +24,7 @@ from ad_keras.evaluation.features import FeatureExtractor, reference_rows
 from ad_keras.measures.distances import distance_ratios
 from ad_keras.measures.distribution import density_coverage, fid, kid
 from ad_keras.measures.latents import encode, encode_occluded
-from ad_keras.measures.maps import pca_map, tsne_map
+from ad_keras.measures.maps import filled_dimensions, pca_map, tsne_map
 from ad_keras.measures.neighbours import knn_accuracy
 from ad_keras.measures.probe import (
     LOGISTIC_C,
@@ -40,7 +40,7 @@ from ad_keras.pad.perturbations import perturb_each
 OF_DREAMS = ("fid", "kid", "density_coverage")
 """Those that compare dreams with real images, in the features of a network."""
 
-WITHOUT_LABELS = ("pca", "tsne", *OF_DREAMS)
+WITHOUT_LABELS = ("pca", "dimensions", "tsne", *OF_DREAMS)
 
 OCCLUDED_SHARES = tuple(round(0.1 * step, 1) for step in range(11))
 TILES = (1, 2, 4, 8)
@@ -346,6 +346,11 @@ class Suite:
         self.maps["pca"] = found["trained"][0]
         values = {name: {"explained_variance": part.tolist()} for name, (_, part) in found.items()}
         return self._protocol("first two principal components of the test images' latents"), values
+
+    def _measure_dimensions(self) -> tuple[dict, dict]:
+        values = {name: filled_dimensions(test) for name, (_, test) in self._latents.items()}
+        text = "participation ratio of the test images' latents"
+        return self._protocol(text), values
 
     def _measure_tsne(self) -> tuple[dict, dict]:
         latents = self._latents["trained"][1][:_MAPPED_BY_TSNE]

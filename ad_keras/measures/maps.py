@@ -1,4 +1,4 @@
-"""Latents in two dimensions, for looking at."""
+"""Latents in two dimensions, for looking at, and how many dimensions they fill."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,6 +27,27 @@ def pca_map(latents: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     # The default solver is a randomised one for some sizes.
     pca = PCA(n_components=2, svd_solver="covariance_eigh")
     return pca.fit_transform(latents), pca.explained_variance_ratio_
+
+
+def filled_dimensions(latents: ArrayLike) -> float:
+    """The participation ratio: in how many directions latents vary, about equally.
+
+    It is the squared trace of their covariance, over its sum of squares: 1 for latents on a line, D
+    for those that vary alike in all directions. Source: Abbott, Rajan and Sompolinsky,
+    "Interactions between intrinsic and stimulus-evoked activity in recurrent neural networks", 2011
+    (arXiv 0912.3832).
+
+    Args:
+        latents: [N, D], N and D at least 2.
+
+    Returns:
+        1 to D.
+
+    Raises:
+        ValueError: If `latents` are not finite, too few, or all equal.
+    """
+    covariance = np.cov(_varied(latents), rowvar=False)
+    return float(np.trace(covariance) ** 2 / np.sum(covariance**2))
 
 
 def tsne_map(latents: ArrayLike, *, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:

@@ -25,6 +25,7 @@ def result(seed=0, shift=0.0, early=True) -> dict:
         "knn": {"trained": 0.52 + shift},
         "occlusion": {"tile_4": [0.45 + shift, 0.33 + shift, 0.22 + shift]},
         "pca": {"trained": {"explained_variance": [0.25, 0.125]}},
+        "dimensions": {"trained": 29.86},
         "fid": {**({"early": {"nrem": 43.0, "rem": 54.0}} if early else {}), **fid},
         "kid": {"late": {"rem": {"distance": 0.0071, "deviation_of_subsets": 0.001}}},
         "layers": {"conv1": {"probe": float("nan"), "ridge_probe": 0.37}},
@@ -55,6 +56,7 @@ def test_tidy_has_every_figure_in_a_line():
         ("knn", "trained", ""): 0.52,
         ("occlusion", "tile_4", "0.3"): 0.33,
         ("pca", "trained", "explained_variance"): 0.375,
+        ("dimensions", "trained", ""): 29.86,
         ("fid", "early", "nrem"): 43.0,
         ("fid", "test_images", ""): 4.0,
         ("kid", "late", "rem/distance"): 0.0071,
@@ -63,7 +65,7 @@ def test_tidy_has_every_figure_in_a_line():
     for place, value in expected.items():
         assert frame.value[place] == value
     assert np.isnan(frame.value["layers", "conv1", "probe"])
-    assert len(frame) == 18
+    assert len(frame) == 19
 
 
 def test_runs_are_combined_into_means_and_standard_errors():
@@ -80,6 +82,7 @@ def test_runs_are_combined_into_means_and_standard_errors():
     assert "3 runs of no_rem, epoch 50: mean +- standard error" in text
     error = 100 * np.std(shifts, ddof=1) / np.sqrt(3)
     assert f"{100 * (0.61 + np.mean(shifts)):.1f} +- {error:.1f} %" in text
+    assert "29.9 +- 0.0\n" in text  # filled dimensions
 
 
 def test_runs_without_an_early_epoch_are_named_whichever_comes_first():

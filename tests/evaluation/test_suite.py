@@ -14,7 +14,7 @@ from ad_keras.evaluation.suite import Suite, check, dreams
 from ad_keras.measures.distances import distance_ratios
 from ad_keras.measures.distribution import density_coverage, fid
 from ad_keras.measures.latents import encode, encode_occluded
-from ad_keras.measures.maps import pca_map
+from ad_keras.measures.maps import filled_dimensions, pca_map
 from ad_keras.measures.neighbours import knn_accuracy
 from ad_keras.measures.probe import linear_probe, logistic_probe, ridge_probe
 
@@ -114,6 +114,7 @@ def test_neighbours_and_principal_components_are_of_the_latents(measured, latent
     coordinates, explained = pca_map(latents[1])
     np.testing.assert_allclose(maps["pca"], coordinates)
     assert results["pca"]["values"]["trained"]["explained_variance"] == explained.tolist()
+    assert results["dimensions"]["values"]["trained"] == filled_dimensions(latents[1])
     assert maps["tsne"].shape == (150, 2)
 
 

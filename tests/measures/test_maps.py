@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ad_keras.measures.maps import pca_map, tsne_map
+from ad_keras.measures.maps import filled_dimensions, pca_map, tsne_map
 
 
 @pytest.mark.parametrize(("count", "width"), [(200, 6), (5, 20)])
@@ -11,6 +11,18 @@ def test_pca_equals_the_singular_value_decomposition_up_to_sign(count, width):
     left, values, _ = np.linalg.svd(latents - latents.mean(axis=0), full_matrices=False)
     np.testing.assert_allclose(np.abs(coordinates), np.abs(left * values)[:, :2], atol=1e-4)
     np.testing.assert_allclose(explained, values[:2] ** 2 / np.sum(values**2), atol=1e-6)
+
+
+def test_filled_dimensions_are_one_on_a_line_and_all_where_latents_vary_alike():
+    rng = np.random.default_rng(0)
+    line = np.outer(rng.normal(size=50), rng.normal(size=6)) + 3
+    assert filled_dimensions(line) == pytest.approx(1)
+    assert filled_dimensions(np.concatenate([np.eye(6), -np.eye(6)])) == pytest.approx(6)
+    latents = rng.normal(size=(200, 6)) * np.linspace(3, 1, 6) + 10
+    variances = np.linalg.svd(latents - latents.mean(axis=0))[1] ** 2
+    expected = variances.sum() ** 2 / (variances**2).sum()
+    assert filled_dimensions(latents) == pytest.approx(expected)
+    assert filled_dimensions(0.01 * latents) == pytest.approx(expected)
 
 
 def test_tsne_keeps_classes_together_and_repeats_with_its_seed():
@@ -25,7 +37,7 @@ def test_tsne_keeps_classes_together_and_repeats_with_its_seed():
     np.testing.assert_array_equal(coordinates, tsne_map(latents, perplexity=9, seed=1))
 
 
-@pytest.mark.parametrize("latent_map", [pca_map, tsne_map])
+@pytest.mark.parametrize("latent_map", [pca_map, filled_dimensions, tsne_map])
 @pytest.mark.parametrize(
     ("latents", "message"),
     [
