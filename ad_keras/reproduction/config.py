@@ -77,8 +77,8 @@ class ReproduceConfig:
     output_dir: str | None = flag(
         None,
         "Folders",
-        "folder of report.html, report.md and pictures/ (default: --results_dir, or "
-        "runs/<data set>-report)",
+        "folder of report.html, report.md and pictures/ (default: --results_dir, or in --runs_dir "
+        "<data set>[-equal_updates]-report)",
     )
     cache_dir: str = same_flag(EvaluateConfig, "cache_dir", "Folders")
     dry_run: bool = flag(
