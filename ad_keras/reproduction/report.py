@@ -22,6 +22,7 @@ from ad_keras.errors import RunError, UsageError, first_line
 from ad_keras.evaluation import plots
 from ad_keras.evaluation.plots import readable
 from ad_keras.evaluation.published import SEEDS, differences, sample
+from ad_keras.evaluation.suite import OF_DREAMS
 from ad_keras.measures.statistics import (
     CONTRADICTED,
     ONE_SEED,
@@ -87,6 +88,11 @@ class Run(NamedTuple):
     def name(self) -> str:
         """Condition and seed, for people."""
         return f"{readable(self.config.condition)}, seed {self.config.seed}"
+
+    @property
+    def features(self) -> str | None:
+        """A digest of the network in whose features dreams were compared, if they were."""
+        return self.results.get("features", {}).get("weights")
 
     @property
     def epochs_of_full_model(self) -> int:
@@ -200,10 +206,14 @@ class _Report:
         self.left_out = [*failed, *(f"{name} (not measured at epoch {self.at})" for name in others)]
         self.seeds = collections.Counter(run.config.condition for run in self.runs)
         self.chance = findings.chance(self.runs[0].results)
+        counted = collections.Counter(run.features for run in self.runs)
         frames = []
         for run in runs:
             of = run.config.condition, run.config.seed
             frame = findings.tidy(*of, run.results, run.history)
+            if run in self.runs and run.features != max(counted, key=counted.get):
+                frame = frame[~frame.metric.isin(OF_DREAMS)]
+                self.left_out.append(f"dreams of {run.name} (measured by a classifier of its own)")
             frames.append(frame.assign(epoch=self._compared(run, frame.epoch)))
         frame = pd.concat(frames, ignore_index=True)
         self.frame = frame.assign(series=frame.condition, x=frame.epoch)

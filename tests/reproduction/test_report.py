@@ -192,6 +192,22 @@ def test_what_is_missing_is_named_and_left_out(report_of):
     assert "| With how many seeds? | PAD 2, w/o REM 2 |" in text
 
 
+def test_dreams_are_not_compared_in_features_of_other_weights(report_of):
+    def renew(folder):
+        for run in folder.glob("*"):
+            seed = run.name[-1]
+            edited(run / "results.json", features={"name": "a", "weights": "new" * (seed == "1")})
+
+    rem = "| Figure 3 | REM dreams come nearer to real images as PAD trains: their FID falls |"
+    text = report_of(("full", "no_rem"), seeds=(0, 1, 2), change=renew)
+    own = "(measured by a classifier of its own)"
+    left_out = f"dreams of PAD, seed 1 {own}; dreams of w/o REM, seed 1 {own}"
+    assert f"| What is left out? | {left_out} |" in text
+    (line,) = [line for line in text.splitlines() if line.startswith(rem)]
+    assert re.findall(r"\((\d)\)", line) == ["2", "2"]
+    assert "| PAD | 58.05 ± 0.17 % (3) |" in text
+
+
 def test_results_of_some_metrics_are_enough(report_of):
     def cut(folder):
         for file in folder.glob("*/results.json"):
