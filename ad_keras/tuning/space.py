@@ -80,6 +80,7 @@ SPACE = {
         HyperParameter("generator_learning_rate", "log", 0.1, 10),
         HyperParameter("beta_1", "linear", 0, 0.9),
         HyperParameter("kl_weight", "log", 0.25, 4),
+        HyperParameter("decorrelation_weight", "log", 0.25, 4),
         HyperParameter("external_weight", "log", 0.25, 4),
         HyperParameter("recovery_weight", "log", 0.25, 4, lambda config: "nrem" in config.phases),
         HyperParameter("internal_weight", "log", 0.25, 4, lambda config: "rem" in config.phases),

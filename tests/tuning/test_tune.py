@@ -140,11 +140,13 @@ class TestSpace:
             ({"nrem_memories": "mixed", "phases": ("wake", "nrem")}, "internal_weight", ""),
             ({"perturbation": ("crop",)}, "occlusion_min occlusion_max", "crop_area"),
             ({"recovery": "contrast"}, "", "temperature"),
+            ({"decorrelation_weight": 0.1}, "", "decorrelation_weight"),
             ({"glimpse": ("colour",)}, "", "colour_strength agreement_weight temperature"),
         ],
     )
     def test_what_plays_no_role_is_not_varied(self, changes, missing, added):
         parts = {"crop_area", "colour_strength", "agreement_weight", "temperature"}
+        parts |= {"decorrelation_weight"}
         expected = (parts | set(missing.split())) - set(added.split())
         assert set(SPACE) - set(TuneConfig(**changes).varied) == expected
 
