@@ -168,7 +168,7 @@ def bars(panels: Mapping[str, pd.DataFrame], quantity: str, floor: float = math.
                 color=_COLOURS[place % len(_COLOURS)],
                 label=readable(name),
             )
-            axes.bar_label(drawn, fmt="%.3g", padding=3, fontsize=7)
+            axes.bar_label(drawn, fmt=_short, padding=3, fontsize=7)
         axes.set_xticks(range(len(names)), map(readable, names), rotation=30, ha="right")
         if math.isfinite(floor):
             axes.axhline(floor, color="black", linestyle=":", label="real test images")
@@ -198,6 +198,10 @@ def scatter(
             axes.scatter(rows.x, rows.y, s=14, alpha=0.8, label=name, **style)
         axes.set(title=title, xlabel=f"{quantity} 1", ylabel=f"{quantity} 2")
     return _with_legend(figure)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _intervals(rows: pd.DataFrame, by: str) -> pd.DataFrame:
