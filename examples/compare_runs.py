@@ -36,12 +36,12 @@ def probes(folders: Sequence[str]) -> pd.DataFrame:
 
     Returns:
         Accuracies on held-out training images, in [0, 1]: `value`, by `probe`, `series` (the
-        folder's name) and epoch `x`.
+        folder) and epoch `x`.
     """
     from ad_keras.runs.folder import read_history
 
     lines = [
-        (title, Path(folder).resolve().name, int(epoch), figures[f"{name}/validation_accuracy"])
+        (title, folder, int(epoch), figures[f"{name}/validation_accuracy"])
         for folder in folders
         for epoch, figures in read_history(Path(folder)).items()
         for title, name in PROBES.items()
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         from ad_keras.evaluation.plots import curves
 
     frame = probes(config.run_dir)
-    unprobed = [f for f in config.run_dir if Path(f).resolve().name not in set(frame.series)]
+    unprobed = [folder for folder in config.run_dir if folder not in set(frame.series)]
     if unprobed or not config.run_dir:
         raise UsageError(f"--run_dir={','.join(unprobed)} names no run whose history has probes.")
     panels = {title: frame[frame.probe == title] for title in PROBES}

@@ -189,21 +189,21 @@ def test_classifying_without_an_export_says_so(outcome):
 
 def test_runs_are_compared_by_their_histories(tmp_path, capsys, outcome):
     compare = example("compare_runs")
-    for name, accuracy in (("slow", 0.3), ("quick", 0.5)):
-        (tmp_path / name).mkdir()
+    folders = [str(tmp_path / name / "run") for name in ("slow", "quick")]
+    for folder, accuracy in zip(folders, (0.3, 0.5), strict=True):
+        Path(folder).mkdir(parents=True)
         probed = {"probe/validation_accuracy": accuracy, "ridge_probe/validation_accuracy": 0.4}
         history = {"0": {"wake/kl_loss": 2.0}, "5": probed, "10": probed}
-        (tmp_path / name / "history.json").write_text(json.dumps(history))
-    folders = [str(tmp_path / name) for name in ("slow", "quick")]
+        Path(folder, "history.json").write_text(json.dumps(history))
     read = compare.probes(folders).query('probe == "paper\'s probe"')
     assert read[["series", "x", "value"]].to_numpy().tolist() == [
-        *(["slow", 5, 0.3], ["slow", 10, 0.3]),
-        *(["quick", 5, 0.5], ["quick", 10, 0.5]),
+        *([folders[0], 5, 0.3], [folders[0], 10, 0.3]),
+        *([folders[1], 5, 0.5], [folders[1], 10, 0.5]),
     ]
     picture = tmp_path / "curves.png"
     flags = [f"--run_dir={folder}" for folder in folders]
     compare.main(["compare_runs", *flags, f"--output={picture}"])
-    assert capsys.readouterr().out == f"{picture}: slow, quick\n"
+    assert capsys.readouterr().out == f"{picture}: {folders[0]}, {folders[1]}\n"
     with Image.open(picture) as drawn:
         assert drawn.width > 500
     refused = outcome(compare.main, flags[0], f"--run_dir={tmp_path}")

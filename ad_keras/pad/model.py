@@ -99,8 +99,8 @@ class PAD(keras.Model):
         phases: which phases run on a mini-batch, in this order; wake comes first.
         reconstruction_weight: of the squared error in wake, above 0.
         kl_weight: of the latents' divergence from the prior in wake, 0 or more.
-        decorrelation_weight: of the covariances between latent dimensions in wake, glimpses
-            included, 0 or more; with 0, the default, they are left out.
+        decorrelation_weight: of the squared covariances between latent dimensions in wake,
+            glimpses included, 0 or more; with 0, the default, they are left out.
         external_weight: of the loss of calling images external in wake, 0 or more; with 0 it is
             left out.
         gradient_penalty_weight: gamma of the R1 penalty on the discriminator's gradient at images
@@ -469,13 +469,13 @@ class PAD(keras.Model):
         if self.gradient_penalty_weight:
             gradients = tape.gradient(outputs["external_logit"], images)
             losses["gradient_penalty"] = gradient_penalty_loss(gradients)
-        perceived = latents
         if self.glimpse is not None:
             glimpsed = self._perceive(self.glimpse, images, draws.fold_in(key, 1), self.agreement)
             losses["agreement"] = self.agreement(latents, glimpsed)
-            perceived = tf.concat([latents, *tf.unstack(glimpsed)], axis=0)
         if self.decorrelation_weight:
-            losses["decorrelation"] = decorrelation_loss(replicas.gather(perceived))
+            views = tf.unstack(glimpsed) if self.glimpse is not None else []
+            perceived = replicas.gather(tf.concat([latents, *views], axis=0))
+            losses["decorrelation"] = decorrelation_loss(perceived)
         return losses, latents
 
     def _nrem_losses(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> dict:

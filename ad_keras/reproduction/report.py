@@ -90,11 +90,6 @@ class Run(NamedTuple):
         return f"{readable(self.config.condition)}, seed {self.config.seed}"
 
     @property
-    def features(self) -> str | None:
-        """A digest of the network in whose features dreams were compared, if they were."""
-        return self.results.get("features", {}).get("weights")
-
-    @property
     def epochs_of_full_model(self) -> int:
         """In which its encoder is updated as often: once in each phase of a mini-batch."""
         return round(self.config.epochs * len(self.config.phases) / len(PHASES))
@@ -206,12 +201,19 @@ class _Report:
         self.left_out = [*failed, *(f"{name} (not measured at epoch {self.at})" for name in others)]
         self.seeds = collections.Counter(run.config.condition for run in self.runs)
         self.chance = findings.chance(self.runs[0].results)
-        counted = collections.Counter(run.features for run in self.runs)
+        # Of the networks in whose features dreams were compared, where they were.
+        digests = {
+            run.name: run.results["features"].get("weights")
+            for run in self.runs
+            if "features" in run.results
+        }
+        counted = collections.Counter(digests.values())
+        shared = max(counted, key=counted.get, default=None)
         frames = []
         for run in runs:
             of = run.config.condition, run.config.seed
             frame = findings.tidy(*of, run.results, run.history)
-            if run in self.runs and run.features != max(counted, key=counted.get):
+            if digests.get(run.name, shared) != shared:
                 frame = frame[~frame.metric.isin(OF_DREAMS)]
                 self.left_out.append(f"dreams of {run.name} (measured by a classifier of its own)")
             frames.append(frame.assign(epoch=self._compared(run, frame.epoch)))

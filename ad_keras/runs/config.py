@@ -140,9 +140,7 @@ class Config:
     )
     warmup_epochs: float = flag(0.0, _TRAINING, "epochs in which the learning rates rise from 0")
     average_weights: float = flag(
-        0.0,
-        _TRAINING,
-        "decay of averaged weights, to probe and export (0: none)",
+        0.0, _TRAINING, "decay of averaged weights, to probe and export (0: none)"
     )
     beta_1: float = flag(0.5, _TRAINING, "decay of Adam's momentum")
     beta_2: float = flag(0.999, _TRAINING, "decay of Adam's second moment")

@@ -4,6 +4,7 @@ import copy
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ad_keras.evaluation import plots, report
@@ -121,6 +122,13 @@ def test_chance_is_the_share_of_the_commonest_class():
     assert plots.chance(counts, ["above", "below"]) == 0.75
     assert plots.chance(None, ["above", "below"]) == 0.5
     assert plots.chance(np.full((2, 2), np.nan), ["above", "below"]) == 0.5
+
+
+def test_bars_are_labelled_with_three_digits_or_whole_numbers():
+    values = {"late": 0.98765, "early": 147.2, "first": 1234.5678}
+    rows = pd.DataFrame({"group": "PAD", "series": list(values), "value": values.values()})
+    (axes,) = plots.bars({"": rows}, "FID").axes
+    assert [label.get_text() for label in axes.texts] == ["0.988", "147", "1235"]
 
 
 def test_published_figures_stand_beside_ours_of_the_same_settings_only():

@@ -634,8 +634,9 @@ def test_every_name_of_a_part_gives_another_part():
         ("Hippocampus", {"capacity": 0}),
         ("EpisodicHippocampus", {"replacement": "none"}),
         ("AssociativeHippocampus", {"beta": 0, "cue": 0}),
-        ("PAD", {"recovery_weight": 0.0, "kl_weight": -1, "decorrelation_weight": -1}),
-        ("PAD", {"gradient_penalty_weight": -1, "nrem_memories": "both"}),
+        ("PAD", {"recovery_weight": 0.0, "kl_weight": -1, "gradient_penalty_weight": -1}),
+        ("PAD", {"wake_noise_variance": -0.1, "nrem_memories": "both"}),
+        ("PAD", {"decorrelation_weight": -1}),
     ],
 )
 def test_impossible_arguments_raise_in_one_line_that_names_them(kind, arguments):

@@ -195,8 +195,8 @@ def test_what_is_missing_is_named_and_left_out(report_of):
 def test_dreams_are_not_compared_in_features_of_other_weights(report_of):
     def renew(folder):
         for run in folder.glob("*"):
-            seed = run.name[-1]
-            edited(run / "results.json", features={"name": "a", "weights": "new" * (seed == "1")})
+            weights = {"0": "old", "1": "new", "2": "old"}[run.name[-1]]
+            edited(run / "results.json", features={"name": "a", "weights": weights})
 
     rem = "| Figure 3 | REM dreams come nearer to real images as PAD trains: their FID falls |"
     text = report_of(("full", "no_rem"), seeds=(0, 1, 2), change=renew)
@@ -206,6 +206,18 @@ def test_dreams_are_not_compared_in_features_of_other_weights(report_of):
     (line,) = [line for line in text.splitlines() if line.startswith(rem)]
     assert re.findall(r"\((\d)\)", line) == ["2", "2"]
     assert "| PAD | 58.05 ± 0.17 % (3) |" in text
+
+
+def test_runs_without_dreams_do_not_decide_whose_features_count(report_of):
+    def without(folder):
+        for run in folder.glob("no_*"):
+            results = json.loads((run / "results.json").read_text())
+            del results["features"], results["metrics"]["fid"]
+            (run / "results.json").write_text(json.dumps(results))
+
+    text = report_of(("full", "no_rem", "no_nrem"), change=without)
+    assert "| What is left out? | nothing |" in text
+    assert re.search(r"their FID falls \| holds", text)
 
 
 def test_results_of_some_metrics_are_enough(report_of):

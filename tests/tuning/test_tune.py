@@ -146,7 +146,7 @@ class TestSpace:
     )
     def test_what_plays_no_role_is_not_varied(self, changes, missing, added):
         parts = {"crop_area", "colour_strength", "agreement_weight", "temperature"}
-        parts |= {"decorrelation_weight"}
+        parts.add("decorrelation_weight")
         expected = (parts | set(missing.split())) - set(added.split())
         assert set(SPACE) - set(TuneConfig(**changes).varied) == expected
 
