@@ -5,6 +5,8 @@ of the mini-batch. What depends on the whole of it (the moments of the latents, 
 random numbers, the metrics) goes through these functions. With one replica they do nothing.
 """
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from ad_keras.compute import draws
@@ -45,6 +47,13 @@ def mean(value: tf.Tensor) -> tf.Tensor:
     if count() == 1:
         return value
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, value)
+
+
+def total(parts: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+    """The sums over the replicas of what each has a share of."""
+    if count() == 1:
+        return parts
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(parts))
 
 
 def normal(part: tf.Tensor, key: tf.Tensor) -> tf.Tensor:

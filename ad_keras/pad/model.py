@@ -53,7 +53,7 @@ PARTS = (
 
 SETTINGS = (
     *("phases", *(f"{loss}_weight" for loss in LOSSES)),
-    *("wake_noise_variance", "nrem_memories", "average_weights", "seed"),
+    *("wake_noise_variance", "nrem_memories", "clip_norm", "average_weights", "seed"),
 )
 """Arguments of `PAD` that are no networks and no parts."""
 
@@ -111,6 +111,8 @@ class PAD(keras.Model):
         wake_noise_variance: of Gaussian noise added to the latents that wake reconstructs from,
             0 or more.
         nrem_memories: what NREM replays: "single" memories, or "mixed" ones as REM does.
+        clip_norm: largest norm of the gradient of all of a network's variables in a phase, 0 or
+            more; a larger gradient is scaled down. With 0, the default, none is.
         average_weights: decay of a moving average of the networks' weights, at least 0 and below 1;
             0, the default, keeps none. Training does not use it: see `averaged_weights`.
         seed: of the wake noise, the perturbations and the dreams' noise. Together with `step` it
@@ -147,6 +149,7 @@ class PAD(keras.Model):
         internal_weight: float = 1.0,
         wake_noise_variance: float = 0.0,
         nrem_memories: str = "single",
+        clip_norm: float = 0.0,
         average_weights: float = 0.0,
         seed: int = 0,
         name: str = "pad",
@@ -177,6 +180,7 @@ class PAD(keras.Model):
         self.internal_weight = internal_weight
         self.wake_noise_variance = wake_noise_variance
         self.nrem_memories = nrem_memories
+        self.clip_norm = clip_norm
         self.average_weights = average_weights
         self.seed = seed
         self._check_numbers()
@@ -440,7 +444,7 @@ class PAD(keras.Model):
         allowed = "above 0; without a `glimpse` there is no agreement"
         require(self.agreement_weight > 0, "agreement_weight", self.agreement_weight, allowed)
         weights = ("kl_weight", "decorrelation_weight", "external_weight")
-        for name in (*weights, "gradient_penalty_weight", "wake_noise_variance"):
+        for name in (*weights, "gradient_penalty_weight", "wake_noise_variance", "clip_norm"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         penalty, allowed = self.gradient_penalty_weight, "0 without an external loss"
         holds = self.external_weight > 0 or not penalty
@@ -516,9 +520,25 @@ class PAD(keras.Model):
         return tape.gradient(loss, (self.encoder_variables, self.generator.trainable_variables))
 
     def _step(self, encoder_gradients: list, generator_gradients: list) -> None:
-        _apply(self.encoder_optimizer, encoder_gradients, self.encoder_variables)
+        self._apply(self.encoder_optimizer, encoder_gradients, self.encoder_variables)
         generator_variables = self.generator.trainable_variables
-        _apply(self.generator_optimizer, generator_gradients, generator_variables)
+        self._apply(self.generator_optimizer, generator_gradients, generator_variables)
+
+    def _apply(
+        self, optimizer: keras.optimizers.Optimizer, gradients: list, variables: list
+    ) -> None:
+        # What a phase's loss does not depend on has no gradient and is left alone in that phase,
+        # its momentum included.
+        pairs = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
+        if not pairs:  # as in a frozen network
+            return
+        gradients, variables = zip(*pairs, strict=True)
+        if self.clip_norm:
+            # Not the optimizers' `global_clipnorm`, which would clip each replica's share.
+            norm = tf.linalg.global_norm(replicas.total(gradients))
+            share = self.clip_norm / tf.maximum(norm, self.clip_norm)
+            gradients = [gradient * tf.cast(share, gradient.dtype) for gradient in gradients]
+        optimizer.apply(gradients, variables)
 
     def _network_weights(self) -> list[keras.Variable]:
         weights = [*self.encoder.weights, *self.generator.weights]
@@ -595,11 +615,3 @@ def _optimizer(optimizer: keras.optimizers.Optimizer | str | None) -> keras.opti
     if optimizer is None:
         return FusedAdam(learning_rate=2e-4, beta_1=0.5, beta_2=0.999, epsilon=1e-8)
     return keras.optimizers.get(optimizer)
-
-
-def _apply(optimizer: keras.optimizers.Optimizer, gradients: list, variables: list) -> None:
-    # What a phase's loss does not depend on has no gradient and is left alone in that phase, its
-    # momentum included.
-    pairs = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
-    if pairs:  # there is none in a frozen network
-        optimizer.apply(*zip(*pairs, strict=True))

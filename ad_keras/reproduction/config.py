@@ -51,6 +51,7 @@ class ReproduceConfig:
     generator_learning_rate: float = same_flag(Config, "generator_learning_rate", _RUNS)
     schedule: str = same_flag(Config, "schedule", _RUNS)
     warmup_epochs: float = same_flag(Config, "warmup_epochs", _RUNS)
+    clip_norm: float = same_flag(Config, "clip_norm", _RUNS)
     average_weights: float = same_flag(Config, "average_weights", _RUNS)
     precision: str = same_flag(Config, "precision", _RUNS)
     probe_every: int = flag(1, _RUNS, "epochs between the probes of Figure 4")

@@ -139,6 +139,9 @@ class Config:
         "constant", _TRAINING, "course of the learning rates over --epochs", ("constant", "cosine")
     )
     warmup_epochs: float = flag(0.0, _TRAINING, "epochs in which the learning rates rise from 0")
+    clip_norm: float = flag(
+        0.0, _TRAINING, "largest norm of a network's gradient in a phase (0: no limit)"
+    )
     average_weights: float = flag(
         0.0, _TRAINING, "decay of averaged weights, to probe and export (0: none)"
     )
@@ -199,7 +202,7 @@ class Config:
             self._require("hippocampus_capacity", enough, allowed)
         weights = ("kl_weight", "decorrelation_weight", "external_weight", "wake_noise_variance")
         others = ("train_examples", "seed", "dream_every", "probe_every")
-        for name in (*weights, "gradient_penalty_weight", *others):
+        for name in (*weights, "gradient_penalty_weight", "clip_norm", *others):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("seed", self.seed < 2**63, "a number of 64 bits")
         self._require("batch_size", self.batch_size >= 2, "at least 2: one image has no variance")

@@ -46,6 +46,7 @@ MODELS = {
         "adversary": "hinge",
         "decorrelation_weight": 0.1,
         "gradient_penalty_weight": 0.5,
+        "clip_norm": 0.5,
         "average_weights": 0.9,
         "glimpse": ("crop", "noise"),
         "agreement": "vicreg",

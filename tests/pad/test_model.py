@@ -511,6 +511,31 @@ def test_metrics_are_the_papers_losses_unweighted_in_training_and_in_evaluation(
             np.testing.assert_allclose(actual[name], value, rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.parametrize("phase", ["wake", "nrem", "rem"])
+def test_a_network_is_moved_by_a_gradient_of_the_largest_norm_at_most(phase):
+    images, latents = signed(), random_latents(1)
+
+    def moves(limit):
+        model = new_model("sgd", clip_norm=limit)
+        before = weights(model)
+        model.wake(images) if phase == "wake" else getattr(model, phase)(latents, latents)
+        whole = {path: value - before[path] for path, value in weights(model).items()}
+        networks = ({weight.path for weight in n.weights} for n in (model.encoder, model.generator))
+        return [{path: whole[path] for path in network} for network in networks]
+
+    def norm(move):
+        return np.sqrt(sum(np.sum(value.astype(np.float64) ** 2) for value in move.values()))
+
+    free = moves(0.0)
+    norms = [norm(move) for move in free]
+    limit = min(value for value in norms if value) / 2 if phase == "nrem" else np.mean(norms)
+    assert sum(value > limit for value in norms) == 1  # in wake and REM, the other is within it
+    for clipped, move, value in zip(moves(limit), free, norms, strict=True):
+        share = min(1.0, limit / value) if value else 1.0
+        for path, each in move.items():
+            np.testing.assert_allclose(clipped[path], share * each, rtol=1e-3, atol=1e-6)
+
+
 def test_averages_follow_the_weights_after_each_step_and_serve_only_while_they_are_lent():
     fresh = build_model(Config(**TINY, average_weights=0.3))
     assert_equal(averages(fresh), weights(fresh))
@@ -560,6 +585,7 @@ FULL = {
     "gradient_penalty_weight": 0.0,
     "wake_noise_variance": 0.0,
     "nrem_memories": "single",
+    "clip_norm": 0.0,
     "average_weights": 0.0,
     "seed": 0,
 }
@@ -636,7 +662,7 @@ def test_every_name_of_a_part_gives_another_part():
         ("AssociativeHippocampus", {"beta": 0, "cue": 0}),
         ("PAD", {"recovery_weight": 0.0, "kl_weight": -1, "gradient_penalty_weight": -1}),
         ("PAD", {"wake_noise_variance": -0.1, "nrem_memories": "both"}),
-        ("PAD", {"decorrelation_weight": -1}),
+        ("PAD", {"decorrelation_weight": -1, "clip_norm": -1}),
     ],
 )
 def test_impossible_arguments_raise_in_one_line_that_names_them(kind, arguments):
@@ -838,6 +864,7 @@ def with_the_packages_other_parts():
         "adversary": "least_squares",
         "decorrelation_weight": 0.1,
         "gradient_penalty_weight": 0.5,
+        "clip_norm": 0.5,
         "average_weights": 0.9,
     }
     return build_model(Config(**TINY, **parts))

@@ -293,7 +293,7 @@ def test_runs_are_named_as_training_names_them():
 
 def test_flags_of_networks_and_of_their_training_apply_to_every_run():
     changes = {"network": "residual", "schedule": "cosine", "warmup_epochs": 2.0}
-    changes |= {"average_weights": 0.9, "encoder_learning_rate": 3e-4}
+    changes |= {"average_weights": 0.9, "clip_norm": 10.0, "encoder_learning_rate": 3e-4}
     changes |= {"generator_learning_rate": 1e-4}
     flags = ReproduceConfig(**changes)
     for condition in flags.conditions:

@@ -74,6 +74,7 @@ REFUSED = [
     ("generator_learning_rate", "-1.0", "above 0"),
     ("warmup_epochs", "-0.5", "0 or more"),
     ("warmup_epochs", "50.0", "below --epochs (50)"),
+    ("clip_norm", "-1.0", "0 or more"),
     ("average_weights", "1.0", "at least 0 and below 1"),
     ("beta_1", "1.0", "below 1"),
     ("beta_2", "-0.5", "at least 0"),
