@@ -49,8 +49,9 @@ class DreamConfig:
             raise UsageError(
                 f"--num_images={self.num_images} is not possible: it must be at least 4."
             )
-        if self.seed < 0:
-            raise UsageError(f"--seed={self.seed} is not possible: it must be 0 or more.")
+        if not 0 <= self.seed < 2**63:
+            allowed = "0 or more, and a number of 64 bits"
+            raise UsageError(f"--seed={self.seed} is not possible: it must be {allowed}.")
 
 
 def main(argv: Sequence[str]) -> None:

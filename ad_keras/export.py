@@ -29,17 +29,11 @@ def main(argv: Sequence[str]) -> None:
     """Exports as a command line says."""
     flags = parse(ExportConfig, argv, "python -m ad_keras.export")
     with quiet_start():
-        from ad_keras.runs.export import (
-            check_export_folder,
-            export_networks,
-            refuse_export_of_another,
-        )
+        from ad_keras.runs.export import check_export_folder, export_networks
         from ad_keras.runs.restore import export_metadata, restore_run
     config, model = restore_run(Path(flags.run_dir))
     folder = Path(flags.saved_model_dir) if flags.saved_model_dir else config.export_path
-    if not flags.saved_model_dir:
-        refuse_export_of_another(folder, config.run_path)
-    check_export_folder(folder, config.run_path)
+    check_export_folder(folder, config.run_path, named=bool(flags.saved_model_dir))
     export_networks(model, folder, export_metadata(config, model))
     print(f"Encoder and generator after {int(model.step.numpy())} steps: {folder}")
 

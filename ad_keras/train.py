@@ -23,11 +23,8 @@ def main(argv: Sequence[str]) -> None:
     result = train(config)
     if result is None:  # a worker, whose chief tells the rest
         return
-    probed = [
-        int(epoch)
-        for epoch, entry in result.history.items()
-        if "probe/validation_accuracy" in entry
-    ]
+    key = "probe/validation_accuracy"
+    probed = [int(epoch) for epoch, entry in result.history.items() if key in entry]
     print()
     if probed:
         untrained = [0] if 0 in probed[:-1] else []  # unless that entry is lost

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 FILTERS, LATENT, BATCH, STEPS = 3, 5, 6, 30
+SIZES = {"base_filters": FILTERS, "latent_dim": LATENT, "batch_size": BATCH}
 ADAM = {"rate": 2e-4, "beta_1": 0.5, "beta_2": 0.999, "epsilon": 1e-8}
 
 
@@ -180,14 +181,9 @@ def recording(condition):
         losses.append(plain.step(*inputs))
         if number in (1, 3, 10, 30):
             arrays |= {f"weights_{number}/{k}": v for k, v in plain.weights().items()}
-    settings = {
-        "condition": condition,
-        "base_filters": FILTERS,
-        "latent_dim": LATENT,
-        "batch_size": BATCH,
-    }
+    settings = json.dumps({"condition": condition, **SIZES})
     floats = {k: v.astype(np.float32) if k[0] == "w" else v for k, v in arrays.items()}
-    return {**streams, **floats, "losses": np.array(losses), "settings": json.dumps(settings)}
+    return {**streams, **floats, "losses": np.array(losses), "settings": settings}
 
 
 @pytest.fixture
@@ -285,14 +281,7 @@ def test_more_than_rounding_after_thirty_steps_ends_with_status_1(agreement, sav
     ("change", "words"),
     [
         ({"settings": '{"condition": "no_dreams"}'}, "is not a recording"),
-        (
-            {
-                "settings": json.dumps(
-                    {"condition": "no_dreams", "base_filters": 3, "latent_dim": 5, "batch_size": 6}
-                )
-            },
-            "of the condition 'no_dreams'",
-        ),
+        ({"settings": json.dumps({"condition": "no_dreams", **SIZES})}, "condition 'no_dreams'"),
         ({"losses": None}, "is not a recording"),
     ],
 )

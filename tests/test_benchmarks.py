@@ -80,20 +80,11 @@ def test_measures_and_writes_what_it_prints(
     monkeypatch.setattr("ad_keras.runs.reports.Gallery.draw", lambda *_: None)
     output = tmp_path / "figures.json"
 
-    status, printed, _ = outcome(
-        throughput.main,
-        "--parts=training,scale",
-        "--precision=float32",
-        "--rounds=2",
-        "--seconds=0.1",
-        "--num_images=64",
-        "--scale_images=80",
-        "--scale_filters=4",
-        "--base_filters=4",
-        "--latent_dim=8",
-        "--batch_size=8",
-        f"--output={output}",
+    flags = (
+        "--parts=training,scale --precision=float32 --rounds=2 --seconds=0.1 --num_images=64 "
+        "--scale_images=80 --scale_filters=4 --base_filters=4 --latent_dim=8 --batch_size=8"
     )
+    status, printed, _ = outcome(throughput.main, *flags.split(), f"--output={output}")
 
     assert status == 0
     figures = json.loads(output.read_text())
@@ -197,17 +188,10 @@ def control_config(benchmarks, image_folder, tmp_path, pytorch):
     from control import ControlConfig
 
     def config(name: str, **changes) -> ControlConfig:
-        return ControlConfig(
-            dataset=str(image_folder),
-            epochs=2,
-            batch_size=8,
-            base_filters=2,
-            latent_dim=4,
-            run_dir=str(tmp_path / name),
-            saved_model_dir=str(tmp_path / f"{name}-export"),
-            cache_dir=str(tmp_path / "cache"),
-            **changes,
-        )
+        sizes = {"epochs": 2, "batch_size": 8, "base_filters": 2, "latent_dim": 4}
+        places = {"run_dir": name, "saved_model_dir": f"{name}-export", "cache_dir": "cache"}
+        places = {flag: str(tmp_path / place) for flag, place in places.items()}
+        return ControlConfig(dataset=str(image_folder), **sizes, **places, **changes)
 
     return config
 

@@ -31,9 +31,10 @@ class Convolution(keras.layers.Conv2D):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Halves [B, H, W, C] to [B, H / 2, W / 2, filters], with the settings it is made for."""
-        if not _on_cpu() or not _is_halving(self, inputs):
-            return super().call(inputs)
-        return _convolution(inputs, *_values(self))
+        even = all(size is not None and size % 2 == 0 for size in inputs.shape[1:3])
+        if _on_cpu() and _is_plain(self) and self.groups == 1 and even:
+            return _convolution(inputs, *_values(self))
+        return super().call(inputs)
 
 
 @keras.saving.register_keras_serializable("ad_keras")
@@ -42,9 +43,10 @@ class TransposedConvolution(keras.layers.Conv2DTranspose):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Doubles [B, H, W, C] to [B, 2 H, 2 W, filters], with the settings it is made for."""
-        if not _on_cpu() or not _is_doubling(self, inputs):
-            return super().call(inputs)
-        return _transposed_convolution(inputs, *_values(self))
+        known = None not in inputs.shape[1:3] and self.output_padding is None
+        if _on_cpu() and _is_plain(self) and known:
+            return _transposed_convolution(inputs, *_values(self))
+        return super().call(inputs)
 
 
 @keras.saving.register_keras_serializable("ad_keras")
@@ -53,9 +55,10 @@ class Projection(keras.layers.EinsumDense):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Projects [B, latent_dim] to [B, H, W, C], with a kernel [latent_dim, H, W, C]."""
-        if not _on_cpu() or not _is_projection(self):
-            return super().call(inputs)
-        return _projection(inputs, *_values(self))
+        settings = (self.equation, self.bias_axes, self.activation)
+        if _on_cpu() and settings == ("bz,zhwc->bhwc", "c", keras.activations.linear):
+            return _projection(inputs, *_values(self))
+        return super().call(inputs)
 
 
 def builtin(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
@@ -75,24 +78,6 @@ def _is_plain(layer: keras.layers.Conv2D | keras.layers.Conv2DTranspose) -> bool
         and layer.use_bias
         and layer.activation is keras.activations.linear
         and layer.data_format == "channels_last"
-    )
-
-
-def _is_halving(layer: keras.layers.Conv2D, inputs: tf.Tensor) -> bool:
-    even = all(size is not None and size % 2 == 0 for size in inputs.shape[1:3])
-    return _is_plain(layer) and layer.groups == 1 and even
-
-
-def _is_doubling(layer: keras.layers.Conv2DTranspose, inputs: tf.Tensor) -> bool:
-    known = None not in inputs.shape[1:3]
-    return _is_plain(layer) and known and layer.output_padding is None
-
-
-def _is_projection(layer: keras.layers.EinsumDense) -> bool:
-    return (
-        layer.equation == "bz,zhwc->bhwc"
-        and layer.bias_axes == "c"
-        and layer.activation is keras.activations.linear
     )
 
 

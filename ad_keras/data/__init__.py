@@ -35,9 +35,6 @@ DATASETS = {
 
 SPLITS = ("train", "test")
 
-VALIDATION_SHARE = 0.1
-"""Share of the training images on which choices are made; see `validation_split`."""
-
 _SOURCES = {
     "svhn": "http://ufldl.stanford.edu",
     "cifar10": "https://www.cs.toronto.edu",
@@ -130,7 +127,7 @@ def validation_split(examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         Sorted indices of the 90 % to fit on, and of the 10 % to score on.
     """
     order = np.random.default_rng([seed, examples]).permutation(examples)
-    held_out = max(1, round(VALIDATION_SHARE * examples))
+    held_out = max(1, round(0.1 * examples))
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 

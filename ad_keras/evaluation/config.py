@@ -102,6 +102,9 @@ class EvaluateConfig:
                     f"--{name}={getattr(self, name)} is not possible: it must be at least {least}."
                 )
 
+        if self.seed >= 2**32:  # scikit-learn takes no others
+            raise UsageError(f"--seed={self.seed} is not possible: it must be below 2**32.")
+
     @property
     def chosen_metrics(self) -> list[str]:
         """The metrics by name, in the order in which they are measured."""

@@ -75,9 +75,12 @@ def combine(results: Sequence[dict]) -> dict:
     # Those with values come last, since a protocol without has no details.
     entries = [pair for result in results for pair in result["metrics"].items()]
     entries = dict(sorted(entries, key=lambda pair: bool(pair[1]["values"])))
+    names, seeds = zip(*((r["name"], r["training_seed"]) for r in results), strict=True)
+    if len(set(names)) < len(names):  # folders of one name in several places
+        names = [f"{name}, seed {seed}" for name, seed in zip(names, seeds, strict=True)]
     combined = {
-        "runs": [result["name"] for result in results],
-        "training_seeds": [result["training_seed"] for result in results],
+        "runs": list(names),
+        "training_seeds": list(seeds),
         **{key: value for key, value in results[0].items() if key not in single},
         "metrics": {
             name: {

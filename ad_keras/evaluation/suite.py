@@ -49,7 +49,6 @@ _NEIGHBOURS = 20
 _LAYER_FEATURES = 4096  # at most; wider layers are average-pooled
 _SAME_CLASS_PAIRS = 1000
 _DIFFERENT_CLASS_PAIRS = 10_000
-_OCCLUDED_PAIRS = 10_000
 _FIGURE_6_OCCLUSION = (0.3, 4)  # probability and tile
 _KID_SUBSETS, _KID_SUBSET_SIZE = 20, 1000
 _BALL_NEIGHBOURS = 5
@@ -130,7 +129,8 @@ class Suite:
             the test images or those of `reference_rows` are.
         probe_seeds: how many seeds the paper's probe is repeated with.
         seed: of the probes' order, the masks, the choice of images and pairs, and the noise.
-        maps: what `measure` found of `pca` and `tsne`.
+        maps: coordinates that `measure` found by `pca` and `tsne`, of the test images [M, 2]
+            (t-SNE: of the first of them).
 
     Raises:
         UsageError: if the encoder is for images of another size.
@@ -158,16 +158,13 @@ class Suite:
             )
         self.earlier = dict(sorted((self.earlier or {}).items()))
         self._gaps: dict[str, str] = {}  # of the metric that is being measured
-        images = len(reference_rows(self.train_set)), len(self.test_set)
-        self._count = min(self.num_dreams, *images)
+        references = len(reference_rows(self.train_set))
+        self._count = min(self.num_dreams, references, len(self.test_set))
 
     def measure(
         self, metrics: Sequence[str], announce: Callable[[str], None] | None = None
     ) -> dict[str, dict]:
         """Measures what is asked for.
-
-        Coordinates of `pca` and `tsne`, of the test images [M, 2] (t-SNE: of the first of them),
-        are in `maps` afterwards.
 
         Args:
             metrics: of `ad_keras.evaluation.config.METRICS`; `epochs` is left out where there is
@@ -328,7 +325,6 @@ class Suite:
                 occluded,
                 same_class_pairs=min(_SAME_CLASS_PAIRS, max(same, 1)),
                 different_class_pairs=min(_DIFFERENT_CLASS_PAIRS, int(different // 2)),
-                occluded_pairs=_OCCLUDED_PAIRS,
                 seed=self.seed,
             )
             figures = dataclasses.asdict(ratios)
@@ -470,15 +466,14 @@ class Suite:
     def _dream_protocol(self, text: str, **details) -> dict:
         mixed = self.model.nrem_memories == "mixed"
         replayed = "REM's mixtures" if mixed else "training images' latents"
-        perturbation, mixing = map(_described, (self.model.perturbation, self.model.mixing))
         return {
             "text": f"{text}; real training images, on which a feature classifier is not fitted, "
             "against as many of each kind",
             "reconstructions": "of test images",
             "nrem_replayed": f"generated from {replayed}",
-            "nrem": f"the same, each perturbed by a draw of its own: {perturbation}",
-            "rem": f"generated from mixtures of two training images' latents and noise ({mixing}), "
-            "whether or not the run had a REM phase",
+            "nrem": f"the same, each perturbed by a draw of its own: {self.model.perturbation}",
+            "rem": "generated from mixtures of two training images' latents and noise "
+            f"({self.model.mixing}), whether or not the run had a REM phase",
             "test_images": "real ones: the floor",
             "images": self._count,
             "seed": self.seed,
@@ -524,12 +519,6 @@ def _pooled(activations: keras.KerasTensor) -> keras.KerasTensor:
     while (height // factor) * (width // factor) * channels > _LAYER_FEATURES and factor < height:
         factor *= 2
     return activations if factor == 1 else keras.layers.AveragePooling2D(factor)(activations)
-
-
-def _described(part: object) -> str:
-    """A part of the model as it would be called: Mixing(recent=0.5, memories=0.5)."""
-    arguments = ", ".join(f"{name}={value}" for name, value in part.get_config().items())
-    return f"{type(part).__name__}({arguments})"
 
 
 def _probed(

@@ -5,7 +5,6 @@ between features of the same network and, for the Frechet distance, sets of the 
 """
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import ArrayLike
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
@@ -33,13 +32,11 @@ def fid(x: ArrayLike, y: ArrayLike) -> float:
         ValueError: If the sets are not finite, have fewer than two rows, or different widths.
     """
     x, y = _feature_sets(x=x, y=y)
-    (mean_x, covariance_x), (mean_y, covariance_y) = _moments("x", x), _moments("y", y)
-    # C_x C_y has the eigenvalues of F^T C_y F with C_x = F F^T. That one is symmetric, so they
-    # come out real, and fewer than D examples are no trouble, as they are to a matrix root.
-    factor = _factor(covariance_x)
-    eigenvalues = np.linalg.eigvalsh(factor.T @ covariance_y @ factor)
-    root_trace = np.sqrt(np.maximum(eigenvalues, 0)).sum()
-    spread = np.trace(covariance_x) + np.trace(covariance_y) - 2 * root_trace
+    (mean_x, root_x), (mean_y, root_y) = _moments("x", x), _moments("y", y)
+    # C_x C_y has the eigenvalues of F F^T with F = R_x R_y^T, so the trace of its root is the sum
+    # of F's singular values. Fewer than D examples are no trouble, as they are to a matrix root.
+    root_trace = np.linalg.norm(root_x @ root_y.T, "nuc")
+    spread = np.sum(root_x**2) + np.sum(root_y**2) - 2 * root_trace
     return float(max(np.sum((mean_x - mean_y) ** 2) + spread, 0))
 
 
@@ -134,23 +131,11 @@ def _feature_sets(**sets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _moments(name: str, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean [D], and R [min(N, D), D] such that R^T R is the covariance."""
     if len(features) < 2:
         raise ValueError(f"{name} has 1 row; a covariance needs at least 2")
     mean = features.mean(axis=0)
-    centred = features - mean
-    return mean, centred.T @ centred / (len(features) - 1)
-
-
-def _factor(covariance: np.ndarray) -> np.ndarray:
-    """F [D, rank] with F F^T = covariance, by Cholesky decomposition with pivoting.
-
-    Pivoting admits singular matrices and leaves out the directions without variance, at a small
-    part of the cost of an eigendecomposition.
-    """
-    triangle, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
-    factor = np.zeros((len(covariance), rank))
-    factor[pivots - 1] = np.tril(triangle)[:, :rank]
-    return factor
+    return mean, np.linalg.qr(features - mean, mode="r") / np.sqrt(len(features) - 1)
 
 
 def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:

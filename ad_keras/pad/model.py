@@ -612,6 +612,4 @@ def _serialized(model: PAD, names: Sequence[str]) -> dict:
 
 
 def _optimizer(optimizer: keras.optimizers.Optimizer | str | None) -> keras.optimizers.Optimizer:
-    if optimizer is None:
-        return FusedAdam(learning_rate=2e-4, beta_1=0.5, beta_2=0.999, epsilon=1e-8)
-    return keras.optimizers.get(optimizer)
+    return FusedAdam() if optimizer is None else keras.optimizers.get(optimizer)

@@ -21,6 +21,11 @@ class Part:
         """The same for equal parts."""
         return hash(type(self))
 
+    def __repr__(self) -> str:
+        """As the part would be made, such as Mixing(recent=0.5, memories=0.5)."""
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""
         names = inspect.signature(type(self)).parameters

@@ -138,12 +138,10 @@ def _for_each(
 
     @tf.function(input_signature=signature)  # a loop over thousands of images is slow outside it
     def perturb_all(images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        def perturb(numbered: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-            image, number = numbered
-            return perturbation(image[None], draws.fold_in(key, number))[0]
+        def perturb(number: tf.Tensor) -> tf.Tensor:
+            return perturbation(images[number][None], draws.fold_in(key, number))[0]
 
         numbers = tf.range(tf.shape(images, tf.int64)[0])
-        each = tf.TensorSpec(shape, dtype)
-        return tf.map_fn(perturb, (images, numbers), fn_output_signature=each)
+        return tf.map_fn(perturb, numbers, fn_output_signature=tf.TensorSpec(shape, dtype))
 
     return perturb_all

@@ -238,13 +238,8 @@ def tidy(condition: str, seed: int, results: dict | None, history: dict) -> pd.D
             rows.append((condition, seed, int(epoch), metric, "trained", of_metric, value))
         lines = [*measured[~earlier].itertuples(index=False)]
         lines += _derived(measured, chance(results))
-        rows += [(condition, seed, epoch_of(results), *line) for line in lines]
+        rows += [(condition, seed, results["epochs"], *line) for line in lines]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
-
-
-def epoch_of(results: dict) -> int:
-    """After how many epochs a run was measured."""
-    return results.get("epoch", results["epochs"])
 
 
 def chance(results: dict) -> float:

@@ -39,7 +39,7 @@ from ad_keras.runs import pictures
 from ad_keras.runs.checkpoints import Checkpoints
 from ad_keras.runs.config import CONDITIONS, RUN_ONLY, Config
 from ad_keras.runs.folder import load_config, read_history, write_atomically
-from ad_keras.runs.restore import epochs_behind, restore_run
+from ad_keras.runs.restore import READOUTS, epochs_behind, restore_run
 
 _PAPER = (
     "A reproduction of Deperrois, Petrovici, Senn and Jordan, Learning cortical representations "
@@ -57,12 +57,7 @@ _REST = {
     ONE_SEED: "not judged for want of seeds",
     NOT_MEASURED: "not measured",
 }
-_READOUTS = {
-    "probe": "mean_of_seeds",
-    "logistic_probe": "accuracy",
-    "ridge_probe": "accuracy",
-    "knn": "",
-}
+_READOUTS = {**READOUTS, "knn": ""}
 _LOSSES = {
     ("wake", "reconstruction_loss"): "Wake: reconstruction",
     ("wake", "kl_loss"): "Wake: divergence from the prior",
@@ -230,11 +225,11 @@ class _Report:
 
     def _epoch(self, run: Run) -> int:
         """At which of the compared epochs a run was measured."""
-        return round(self._compared(run, findings.epoch_of(run.results)))
+        return round(self._compared(run, run.results["epochs"]))
 
     def _title(self, condition: str) -> str:
         """A condition for people, with its epochs where they are not those of the report."""
-        own = {findings.epoch_of(r.results) for r in self.runs if r.config.condition == condition}
+        own = {r.results["epochs"] for r in self.runs if r.config.condition == condition}
         others = ", ".join(f"{epoch} epochs" for epoch in sorted(own - {self.at}))
         return f"{readable(condition)} ({others})" if others else readable(condition)
 
@@ -382,7 +377,7 @@ class _Report:
 
     def _sheets(self, run: Run) -> dict[int, bytes]:
         try:
-            return dream_sheets(run.folder, findings.epoch_of(run.results))
+            return dream_sheets(run.folder, run.results["epochs"])
         except (UsageError, RunError) as error:  # figures do not need the images or checkpoints
             self.left_out.append(f"pictures of dreams ({first_line(error)})")
             return {}
@@ -501,7 +496,7 @@ def dream_sheets(folder: Path, epoch: int) -> dict[int, bytes]:
 
 
 def _differences(run: Run) -> list[str]:
-    return differences(run.config, findings.epoch_of(run.results))
+    return differences(run.config, run.results["epochs"])
 
 
 def _picture(name: str, caption: str, draw, panels: dict, *arguments, **options) -> list[Picture]:

@@ -44,8 +44,7 @@ def build_model(config: Config, **parts) -> PAD:
     same = {name: getattr(config, name) for name in SETTINGS}
     model = PAD(build_encoder(**shape), build_generator(**shape), **same | described | parts)
     rates = (config.encoder_learning_rate, config.generator_learning_rate)
-    betas = {"beta_1": config.beta_1, "beta_2": config.beta_2}
-    model.compile(*(FusedAdam(rate, **betas, epsilon=1e-8) for rate in rates))
+    model.compile(*(FusedAdam(rate, config.beta_1, config.beta_2) for rate in rates))
     return model
 
 

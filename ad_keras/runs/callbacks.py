@@ -3,7 +3,6 @@
 import collections
 import signal
 import time
-from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -25,13 +24,9 @@ class Steps(keras.callbacks.Callback):
     """Counts the steps, for the other callbacks, which come after it.
 
     Args:
-        step: how many steps the model was trained.
-        per_epoch: mini-batches of an epoch.
+        step: how many steps the model was trained; the attribute of this name counts on.
+        per_epoch: mini-batches of an epoch, an attribute too.
         batch_size: images of a step.
-
-    Attributes:
-        step: how many steps the model was trained by now.
-        per_epoch: as given.
     """
 
     def __init__(self, step: int, per_epoch: int, batch_size: int) -> None:
@@ -60,37 +55,6 @@ class Steps(keras.callbacks.Callback):
         """Counts a step."""
         self.step += 1
         self._times.append(time.perf_counter())
-
-
-class LearningRates(keras.callbacks.Callback):
-    """Sets the learning rates before each step, as a schedule says.
-
-    In an optimizer, a schedule would count updates: the encoder has one in each phase of a step,
-    the generator fewer, and the rate would change between the phases.
-
-    Args:
-        steps: the count.
-        rates: of the encoder's and of the generator's optimizer.
-        schedule: what a step's rates are multiplied by, of the steps before it.
-    """
-
-    def __init__(
-        self,
-        steps: Steps,
-        rates: Sequence[float],
-        schedule: keras.optimizers.schedules.LearningRateSchedule,
-    ) -> None:
-        super().__init__()
-        self._steps = steps
-        self._rates = rates
-        self._schedule = schedule
-
-    def on_train_batch_begin(self, batch, logs=None) -> None:
-        """Sets the rates of a step."""
-        share = float(self._schedule(self._steps.step))
-        optimizers = (self.model.encoder_optimizer, self.model.generator_optimizer)
-        for optimizer, rate in zip(optimizers, self._rates, strict=True):
-            optimizer.learning_rate = rate * share
 
 
 class Progress(keras.callbacks.ProgbarLogger):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import keras
 import tensorflow as tf
 
 from ad_keras.errors import RunError, first_line
@@ -62,13 +63,13 @@ class Checkpoints:
         """
         step = int(self._model.step.numpy())
         # Losses can be finite one step after the weights no longer are.
-        broken = [weight.path for weight in self._model.weights if not _is_finite(weight.value)]
+        broken = [w.path for w in self._model.weights if not keras.ops.all(keras.ops.isfinite(w))]
         if broken:
             raise RunError(
                 f"the weights {broken[0]} became NaN or infinite at step {step}. {self.advice()}"
             )
         try:
-            if epoch is not None and _is_kept(epoch):
+            if epoch and str(epoch).rstrip("0") in ("1", "2", "5"):
                 self._epochs.save(checkpoint_number=epoch)
             # Last, because this is what a run continues from: nothing before it is missed then.
             self._recent.save(checkpoint_number=step)
@@ -138,11 +139,3 @@ class Checkpoints:
 def _saved(folder: Path) -> list[int]:
     """Numbers of the states in a folder, by their files: the list kept of them may be lost."""
     return sorted(int(file.stem.rpartition("-")[2]) for file in folder.glob("*-[0-9]*.index"))
-
-
-def _is_finite(value: tf.Tensor) -> bool:
-    return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))
-
-
-def _is_kept(epoch: int) -> bool:
-    return epoch > 0 and str(epoch).rstrip("0") in ("1", "2", "5")

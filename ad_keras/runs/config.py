@@ -8,8 +8,6 @@ from pathlib import Path
 from ad_keras.cli import flag
 from ad_keras.errors import UsageError
 
-IMAGE_SIZES = (32, 64, 128)
-
 CONDITIONS = {
     "full": {},
     "no_memory_mix": {"mix_recent": 1.0, "mix_memories": 1.0},
@@ -206,7 +204,7 @@ class Config:
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("seed", self.seed < 2**63, "a number of 64 bits")
         self._require("batch_size", self.batch_size >= 2, "at least 2: one image has no variance")
-        self._require("image_size", self.image_size in IMAGE_SIZES, "32, 64 or 128")
+        self._require("image_size", self.image_size in (32, 64, 128), "32, 64 or 128")
         for name in ("reconstruction_weight", "recovery_weight", "internal_weight"):
             self._require(name, getattr(self, name) > 0, "above 0; --phases leaves a phase out")
         penalised = self.external_weight > 0 or not self.gradient_penalty_weight
@@ -280,7 +278,7 @@ class Config:
                 raise ValueError(f"of another version of ad_keras, with {told}")
             lists = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
             return cls(**values | lists)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, TypeError) as error:
             raise ValueError(f"not the flags of a run ({error})") from error
 
 

@@ -44,8 +44,10 @@ def export_networks(model: PAD, folder: str | Path, metadata: dict | None = None
     Raises:
         UsageError: if `folder` holds something else than an export.
     """
+    latent = keras.Input(model.generator.inputs[0].shape[1:], name="latent")
     with model.averaged_weights():
-        encoder, generator = _raw_encoder(model.encoder), _float32(model.generator)
+        encoder = _raw_encoder(model.encoder)
+        generator = copy_weights(model.generator, _rebuilt(model.generator, latent))
     described = {
         "image_shape": list(encoder.inputs[0].shape[1:]),
         "image_range": [0, 255],
@@ -70,40 +72,33 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def refuse_export_of_another(folder: Path, run_folder: Path) -> None:
-    """Keeps the export of another run, that has the same name or that this one is a copy of.
-
-    Args:
-        folder: that a run would be exported to if nobody names another.
-        run_folder: of the run.
-
-    Raises:
-        UsageError: if the folder holds the export of another run, which exists.
-    """
-    try:
-        flags = json.loads((folder / "metadata.json").read_text())["flags"]
-        other = Config.from_json(json.dumps(flags)).run_path
-    except (OSError, ValueError, KeyError):
-        return
-    if other.is_dir() and other.resolve() != run_folder.resolve():
-        raise UsageError(
-            f"{folder} is the export of another run, {other}: name a folder for that of "
-            f"{run_folder} by --saved_model_dir."
-        )
-
-
-def check_export_folder(folder: str | Path, run_folder: Path | None = None) -> None:
+def check_export_folder(
+    folder: str | Path, run_folder: Path | None = None, *, named: bool = True
+) -> None:
     """Makes sure that an export can be written and would replace nothing but an earlier export.
 
     Args:
         folder: that `export_networks` is to write.
         run_folder: that must neither be replaced nor hold the export among its own files.
+        named: whether somebody chose the folder. If not, the export of another run that exists,
+            with the same name or the one this is a copy of, is not replaced either.
 
     Raises:
         UsageError: if there is something else.
         OSError: if the folder it is to be in cannot be made.
     """
     folder = Path(folder)
+    if run_folder is not None and not named:
+        try:
+            flags = json.loads((folder / "metadata.json").read_text())["flags"]
+            other = Config.from_json(json.dumps(flags)).run_path
+        except (OSError, ValueError, KeyError, TypeError):
+            other = run_folder
+        if other.is_dir() and other.resolve() != run_folder.resolve():
+            raise UsageError(
+                f"{folder} is the export of another run, {other}: name a folder for that of "
+                f"{run_folder} by --saved_model_dir."
+            )
     if run_folder is not None:
         export, own = folder.resolve(), run_folder.resolve()
         if export in (own, *own.parents) or own in export.parents:
@@ -168,12 +163,6 @@ def _raw_encoder(encoder: keras.Model) -> keras.Model:
     probability = sigmoid(outputs["external_logit"])
     outputs = {"latent": outputs["latent"], "external_probability": probability}
     return copy_weights(encoder, keras.Model(images, outputs, name="encoder"))
-
-
-def _float32(generator: keras.Model) -> keras.Model:
-    latent = keras.Input(generator.inputs[0].shape[1:], name="latent")
-    copy = keras.Model(latent, _rebuilt(generator, latent).output, name="generator")
-    return copy_weights(generator, copy)
 
 
 def _rebuilt(

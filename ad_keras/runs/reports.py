@@ -131,7 +131,9 @@ class Probe:
         self._train = train
         self._seed = seed
         self._split = validation_split(len(train), seed)
-        self.possible = train.labels is not None and np.ptp(train.labels[self._split[0]]) > 0
+        self.possible = (
+            train.labels is not None and len(np.unique(train.labels[self._split[0]])) > 1
+        )
 
     def __call__(self, model: PAD) -> dict[str, float]:
         """The accuracy, in [0, 1], of each probe of a model's latents.
@@ -146,12 +148,11 @@ class Probe:
                 "--generator_learning_rate and start again with --overwrite."
             )
         parts = [part[rows] for rows in self._split for part in (latents, labels)]
-        classes = len(self._train.class_names)
-        results = {
-            name: probe(*parts, num_classes=classes, seed=self._seed)
+        options = {"num_classes": len(self._train.class_names), "seed": self._seed}
+        return {
+            f"{name}/validation_accuracy": probe(*parts, **options).accuracy
             for name, probe in _PROBES.items()
         }
-        return {f"{name}/validation_accuracy": result.accuracy for name, result in results.items()}
 
 
 class Gallery:

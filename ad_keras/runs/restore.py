@@ -16,7 +16,8 @@ from ad_keras.runs.export import copy_weights, load_encoder
 from ad_keras.runs.folder import load_config, read_record
 from ad_keras.runs.parts import describe_model, difference
 
-_READOUTS = {"probe": "mean_of_seeds", "ridge_probe": "accuracy", "logistic_probe": "accuracy"}
+READOUTS = {"probe": "mean_of_seeds", "logistic_probe": "accuracy", "ridge_probe": "accuracy"}
+"""The probes, and which of its figures stands for each."""
 
 
 def restore_run(
@@ -125,7 +126,7 @@ def _accuracies(folder: Path, step: int) -> dict[str, float]:
         metrics = results["metrics"]
         return {
             name: metrics[name]["values"]["trained"][figure]
-            for name, figure in _READOUTS.items()
+            for name, figure in READOUTS.items()
             if name in metrics
         }
     except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged file

@@ -19,14 +19,10 @@ from ad_keras.compute.cluster import Cluster, connect
 from ad_keras.errors import RunError, UsageError
 from ad_keras.pad.model import PAD
 from ad_keras.runs.build import build_model
-from ad_keras.runs.callbacks import Guard, LearningRates, LossLog, Progress, Steps
+from ad_keras.runs.callbacks import Guard, LossLog, Progress, Steps
 from ad_keras.runs.checkpoints import Checkpoints, newest_step
 from ad_keras.runs.config import RUN_ONLY, Config
-from ad_keras.runs.export import (
-    check_export_folder,
-    export_networks,
-    refuse_export_of_another,
-)
+from ad_keras.runs.export import check_export_folder, export_networks
 from ad_keras.runs.folder import (
     FLAGS_FILE,
     failures_explained,
@@ -111,9 +107,8 @@ def train(
         _refuse_other_data(config, records["data.json"])
         _refuse_shorter(config, steps_per_epoch)
     if export:
-        if not config.saved_model_dir:
-            refuse_export_of_another(config.export_path, config.run_path)
-        check_export_folder(config.export_path, config.run_path)
+        named = bool(config.saved_model_dir)
+        check_export_folder(config.export_path, config.run_path, named=named)
     with failures_explained(config.run_path), cluster.strategy.scope():
         model = build(config)
     records["model.json"] = describe_model(model)
@@ -122,7 +117,7 @@ def train(
     schedule = _schedule(config, steps_per_epoch)
     # A checkpoint has the rates of its step.
     optimizers = (model.encoder_optimizer, model.generator_optimizer)
-    rates = [float(optimizer.learning_rate.numpy()) for optimizer in optimizers]
+    rates = [(each, float(each.learning_rate.numpy())) for each in optimizers]
     with _run_folder(config, cluster, records) as folder, failures_explained(folder):
         checkpoints = Checkpoints(model, folder)
         notes = checkpoints.restore()
@@ -135,7 +130,7 @@ def train(
                 f"{folder} must be on a disk that all workers share."
             )
         steps = Steps(first, steps_per_epoch, config.batch_size)
-        counted = [steps, LearningRates(steps, rates, schedule)] if schedule else [steps]
+        counted = [steps, _learning_rates(steps, rates, schedule)] if schedule else [steps]
         guard = Guard(checkpoints, config.checkpoint_every, steps, saves=cluster.is_chief)
         if not cluster.is_chief:
             _fit(config, cluster, model, images, steps, guard, [*counted, guard, *callbacks])
@@ -175,6 +170,21 @@ def _schedule(
         warmup_target=1.0 if warm_up else None,
         warmup_steps=warm_up,
     )
+
+
+def _learning_rates(steps: Steps, rates: Sequence[tuple], schedule) -> keras.callbacks.Callback:
+    """Sets the rate of each optimizer before each step, as a schedule of the steps so far says.
+
+    In an optimizer, a schedule would count updates: the encoder has one in each phase of a step,
+    the generator fewer, and the rate would change between the phases.
+    """
+
+    def set_rates(batch, logs) -> None:
+        share = float(schedule(steps.step))
+        for optimizer, rate in rates:
+            optimizer.learning_rate = rate * share
+
+    return keras.callbacks.LambdaCallback(on_train_batch_begin=set_rates)
 
 
 def chosen_images(

@@ -4,32 +4,19 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras.layers import Conv2D, Conv2DTranspose, EinsumDense
 
 from ad_keras.compute.layers import Convolution, Projection, TransposedConvolution, builtin
 
+PROJECTION = {"equation": "bz,zhwc->bhwc", "output_shape": (4, 4, 10), "bias_axes": "c"}
 LAYERS = {
-    "to small maps": (Convolution, keras.layers.Conv2D, (8, 8, 6), {"filters": 10}),
-    "to large maps": (Convolution, keras.layers.Conv2D, (16, 12, 6), {"filters": 10}),
-    "from images": (Convolution, keras.layers.Conv2D, (32, 32, 3), {"filters": 8}),
-    "from small maps": (
-        TransposedConvolution,
-        keras.layers.Conv2DTranspose,
-        (4, 4, 6),
-        {"filters": 10},
-    ),
-    "from large maps": (
-        TransposedConvolution,
-        keras.layers.Conv2DTranspose,
-        (8, 12, 6),
-        {"filters": 10},
-    ),
-    "to images": (TransposedConvolution, keras.layers.Conv2DTranspose, (8, 16, 6), {"filters": 3}),
-    "from latents": (
-        Projection,
-        keras.layers.EinsumDense,
-        (7,),
-        {"equation": "bz,zhwc->bhwc", "output_shape": (4, 4, 10), "bias_axes": "c"},
-    ),
+    "to small maps": (Convolution, Conv2D, (8, 8, 6), {"filters": 10}),
+    "to large maps": (Convolution, Conv2D, (16, 12, 6), {"filters": 10}),
+    "from images": (Convolution, Conv2D, (32, 32, 3), {"filters": 8}),
+    "from small maps": (TransposedConvolution, Conv2DTranspose, (4, 4, 6), {"filters": 10}),
+    "from large maps": (TransposedConvolution, Conv2DTranspose, (8, 12, 6), {"filters": 10}),
+    "to images": (TransposedConvolution, Conv2DTranspose, (8, 16, 6), {"filters": 3}),
+    "from latents": (Projection, EinsumDense, (7,), PROJECTION),
 }
 
 

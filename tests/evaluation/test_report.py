@@ -97,6 +97,13 @@ def test_runs_without_an_early_epoch_are_named_whichever_comes_first():
         assert f"{lacking} has no fid early" in report.table(combined)
 
 
+def test_runs_in_folders_of_one_name_are_told_apart_by_their_seeds():
+    runs = [{**result(seed, early=bool(seed)), "name": "run"} for seed in (0, 1)]
+    combined = report.combine(runs)
+    assert combined["runs"] == ["run, seed 0", "run, seed 1"]
+    assert combined["lacking"] == {"run, seed 0": ["fid early"]}
+
+
 def test_runs_with_other_metrics_are_combined_as_far_as_they_go():
     second = result(1)
     del second["metrics"]["knn"]

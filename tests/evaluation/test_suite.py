@@ -55,18 +55,9 @@ def subject():
 def measured(subject, tmp_path_factory):
     model, early, train, test = subject
     folder = tmp_path_factory.mktemp("cache")
-    measured = Suite(
-        model,
-        train,
-        test,
-        folder,
-        untrained=early.encoder,
-        earlier={3: early},
-        features=mean_colours(folder),
-        num_dreams=90,
-        probe_seeds=3,
-        seed=5,
-    )
+    options = {"num_dreams": 90, "probe_seeds": 3, "seed": 5, "features": mean_colours(folder)}
+    models = {"untrained": early.encoder, "earlier": {3: early}}
+    measured = Suite(model, train, test, folder, **models, **options)
     return measured.measure(list(METRICS)), measured.maps
 
 
@@ -211,21 +202,6 @@ def test_every_layer_is_probed(measured, subject):
     assert found["values"]["trunk_0"]["ridge_probe"] > 0.9
     latent = found["values"]["latent"]["probe"]
     assert latent == measured[0]["probe"]["values"]["trained"]["accuracy"]
-
-
-def test_blocks_of_other_encoders_are_found_by_their_names(subject, tmp_path):
-    model, _, train, test = subject
-    images = keras.Input(train.images.shape[1:], name="images")
-    x = keras.layers.Conv2D(2, 3, strides=8, name="trunk_0_convolution")(images)
-    x = keras.layers.Add(name="trunk_0_sum")([x, keras.layers.Conv2D(2, 1)(x)])
-    x = keras.layers.Flatten()(x)
-    latent, logit = (keras.layers.Dense(size)(x) for size in (LATENT, 1))
-    logit = keras.layers.Reshape(())(logit)
-    encoder = keras.Model(images, {"latent": latent, "external_logit": logit})
-    other = PAD(encoder, model.generator)
-    found = Suite(other, train, test, tmp_path).measure(["layers"])["layers"]
-    assert list(found["values"]) == ["trunk_0", "latent"]
-    assert found["protocol"]["features"] == {"trunk_0": x.shape[-1], "latent": LATENT}
 
 
 def test_wide_layers_are_pooled(subject, tmp_path, monkeypatch):

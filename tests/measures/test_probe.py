@@ -184,16 +184,10 @@ def test_the_inputs_are_left_as_they_are(probe):
     np.testing.assert_array_equal(test[0], before[1])
 
 
-def test_linear_probe_survives_large_latents():
-    (latents, labels), test = clusters(500), clusters(200, seed=1)
-    result = linear_probe(latents * 1e6, labels, test[0] * 1e6, test[1])
-    assert np.isfinite(result.weights).all()
-    assert result.accuracy > 0.5
-
-
 def test_prediction_holds_where_float32_products_would_overflow():
     (latents, labels), test = clusters(500), clusters(200, seed=1)
     result = linear_probe(latents * 1e17, labels, test[0] * 1e17, test[1])
+    assert result.accuracy > 0.5
     far = test[0] * np.float32(1e30)
     assert float(np.abs(far).max()) * float(np.abs(result.weights).max()) > 1e39
     np.testing.assert_array_equal(result.predict(far), result.predict(test[0] * 1e17))

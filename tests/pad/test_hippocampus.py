@@ -58,17 +58,6 @@ def test_batches_may_be_of_any_size_and_what_is_not_remembered_is_its_own_partne
     np.testing.assert_array_equal(recalled, tf.concat([latents(1, count=2), latents(2)[2:]], 0))
 
 
-def test_keras_weights_and_configuration_restore_the_memory():
-    hippocampus = built()
-    hippocampus.store(latents(0, count=3))
-    other = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(hippocampus))
-    assert other.capacity == 4
-    other.build((None, 3))
-    other.set_weights(hippocampus.get_weights())
-    recalled = tf.concat([latents(0, count=3), latents(1)[3:]], 0)
-    np.testing.assert_array_equal(other.recall(latents(1), KEY), recalled)
-
-
 def test_the_memory_is_not_trainable_and_stays_in_float32():
     hippocampus = built()
     assert hippocampus.trainable_variables == []

@@ -93,24 +93,18 @@ def weights_of(network):
 
 @pytest.mark.parametrize(("image_size", "blocks"), [(32, 3), (64, 4)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_encoder_is_the_papers_convolutions(image_size, blocks, channels):
-    encoder = lively(build_encoder(image_size, channels, latent_dim=7, base_filters=4))
+def test_the_networks_are_the_papers_convolutions(image_size, blocks, channels):
+    encoder, generator = (lively(build(image_size, channels, 7, 4)) for build in BUILDERS)
     images = np.random.default_rng(1).uniform(-1, 1, (3, image_size, image_size, channels))
     outputs = encoder(images.astype(np.float32))
     latents, logits = plain_encoder(images, weights_of(encoder), blocks)
     assert latents.std() > 0.05
     np.testing.assert_allclose(outputs["latent"], latents, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(outputs["external_logit"], logits, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(("image_size", "blocks"), [(32, 3), (64, 4)])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_generator_is_the_papers_transposed_convolutions(image_size, blocks, channels):
-    generator = lively(build_generator(image_size, channels, latent_dim=7, base_filters=4))
     latents = np.random.default_rng(1).normal(size=(3, 7))
-    images = plain_generator(latents, weights_of(generator), blocks)
-    assert 0.1 < images.std() < 0.95
-    np.testing.assert_allclose(generator(latents.astype(np.float32)), images, rtol=1e-4, atol=1e-4)
+    dreams = plain_generator(latents, weights_of(generator), blocks)
+    assert 0.1 < dreams.std() < 0.95
+    np.testing.assert_allclose(generator(latents.astype(np.float32)), dreams, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("image_size", "blocks"), [(32, 3), (64, 4), (128, 5)])
@@ -146,29 +140,15 @@ def test_initial_weights_are_normal_with_standard_deviation_002():
 def test_initial_biases_are_uniform_as_pytorch_has_them():
     # PyTorch counts the fan on a convolution's [out, in, 4, 4] and a transposed one's
     # [in, out, 4, 4], in both cases as the second axis times the kernel's 16 pixels.
-    fans = {
-        "encoder": {
-            "trunk_0": 3 * 16,
-            "trunk_1": 64 * 16,
-            "trunk_2": 128 * 16,
-            "latent_head": 256 * 16,
-            "external_head": 256 * 16,
-        },
-        "generator": {
-            "project": 256 * 16,
-            "unfold_0": 128 * 16,
-            "unfold_1": 64 * 16,
-            "unfold_2": 3 * 16,
-        },
-    }
-    for network in (build_encoder(), build_generator()):
-        weights = weights_of(network)
-        assert set(weights) == set(fans[network.name])
-        for name, (_, bias) in weights.items():
-            bound = 1 / np.sqrt(fans[network.name][name])
-            assert np.abs(bias).max() <= bound * (1 + 1e-6), name
-            assert scipy.stats.kstest(bias, "uniform", args=(-bound, 2 * bound)).pvalue > 1e-4, name
-            assert bias.size < 64 or np.abs(bias).max() > 0.9 * bound, name
+    axes = {"trunk_0": 3, "trunk_1": 64, "trunk_2": 128, "latent_head": 256, "external_head": 256}
+    axes |= {"project": 256, "unfold_0": 128, "unfold_1": 64, "unfold_2": 3}
+    weights = weights_of(build_encoder()) | weights_of(build_generator())
+    assert weights.keys() == axes.keys()
+    for name, (_, bias) in weights.items():
+        bound = 1 / np.sqrt(16 * axes[name])
+        assert np.abs(bias).max() <= bound * (1 + 1e-6), name
+        assert scipy.stats.kstest(bias, "uniform", args=(-bound, 2 * bound)).pvalue > 1e-4, name
+        assert bias.size < 64 or np.abs(bias).max() > 0.9 * bound, name
 
 
 def test_the_few_biases_of_the_last_layers_fill_their_range():
@@ -192,10 +172,7 @@ def test_weights_are_a_function_of_the_seed(build):
 
 def test_no_two_layers_start_from_the_same_numbers():
     draws = {}
-    for network in (
-        build_encoder(latent_dim=6, base_filters=4),
-        build_generator(latent_dim=6, base_filters=4),
-    ):
+    for network in (build(latent_dim=6, base_filters=4) for build in BUILDERS):
         for name, (kernel, bias) in weights_of(network).items():
             draws[network.name, name, "kernel"] = kernel.ravel() / 0.02
             draws[network.name, name, "bias"] = bias / np.abs(bias).max()
@@ -244,8 +221,6 @@ def test_mixed_precision_gives_float32_near_that_of_float32():
 # The residual networks.
 
 RESIDUAL = {"latent_dim": 5, "base_filters": 3, "network": "residual"}
-
-
 HEADS = ("latent", "external")
 
 

@@ -37,8 +37,8 @@ def frame(made_results, made_history):
     )
 
 
-def share_lost(decay):
-    return 1 - 0.7**decay
+def shares_lost(*decays):
+    return tuple(1 - 0.7**decay for decay in decays)
 
 
 def area(decay):
@@ -55,8 +55,7 @@ EXPECTED = {
     "REM dreams come nearer to real images as PAD trains: their FID falls": (110.0, 53.0),
     "Training PAD raises linear separability (held-out images)": (0.552, 0.302),
     "Without NREM, a larger share of the accuracy above chance is lost under 30 % occlusion": (
-        share_lost(2.41),
-        share_lost(1.37),
+        *shares_lost(2.41, 1.37),
     ),
     "Without REM, distances within classes are larger, against those between classes": (
         *(0.83, 0.61),
@@ -67,8 +66,7 @@ EXPECTED = {
     "REM from memories only makes no big difference to linear separability": (0.587, 0.582),
     "REM before NREM makes no big difference to linear separability": (0.569, 0.582),
     "NREM of mixed memories protects less: a larger share is lost under 30 % occlusion": (
-        share_lost(1.93),
-        share_lost(1.37),
+        *shares_lost(1.93, 1.37),
     ),
     "PAD keeps its linear separability from epoch 50 to 100 (held-out images)": (0.557, 0.552),
     "PAD without NREM loses linear separability from epoch 50 to 100 (held-out images)": (
@@ -89,18 +87,9 @@ EXPECTED_CHECKS = {
     "NREM does not change linear separability of clean images (CIFAR-10): ridge": (0.641, 0.637),
     "REM raises linear separability without NREM": (0.577, 0.423),
     "REM raises linear separability (held-out images)": (0.552, 0.441),
-    "Without NREM, more is lost under 30 % occlusion: tiles of 1 px": (
-        share_lost(2.14),
-        share_lost(1.11),
-    ),
-    "Without NREM, more is lost under 30 % occlusion: tiles of 2 px": (
-        share_lost(2.26),
-        share_lost(1.23),
-    ),
-    "Without NREM, more is lost under 30 % occlusion: tiles of 8 px": (
-        share_lost(2.64),
-        share_lost(1.51),
-    ),
+    "Without NREM, more is lost under 30 % occlusion: tiles of 1 px": shares_lost(2.14, 1.11),
+    "Without NREM, more is lost under 30 % occlusion: tiles of 2 px": shares_lost(2.26, 1.23),
+    "Without NREM, more is lost under 30 % occlusion: tiles of 8 px": shares_lost(2.64, 1.51),
     "NREM enlarges the area under the curve": (area(1.37), area(2.41)),
     "Without REM, the ratio within classes is nearer to the untrained encoder's": (
         0.88 - 0.61,

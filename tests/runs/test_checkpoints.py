@@ -32,12 +32,6 @@ def file_of(config, step: int, suffix: str) -> Path:
     return Path(config.run_dir, "checkpoints", "recent", f"step-{step}.{suffix}")
 
 
-def one_line(error: pytest.ExceptionInfo) -> str:
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -78,28 +72,21 @@ class TestFinishedRun:
         folder = finished[1].run_folder / "checkpoints"
         recent = sorted(path.stem for path in (folder / "recent").glob("*.index"))
         assert recent == ["step-18", "step-21", "step-24"]
-        assert sorted(path.stem for path in (folder / "epochs").glob("*.index")) == [
-            "epoch-1",
-            "epoch-2",
-        ]
+        epochs = sorted(path.stem for path in (folder / "epochs").glob("*.index"))
+        assert epochs == ["epoch-1", "epoch-2"]
         reader = tf.train.load_checkpoint(str(folder / "epochs" / "epoch-2"))
         assert reader.get_tensor("model/step/.ATTRIBUTES/VARIABLE_VALUE") == 12
 
     def test_restored_model_has_the_saved_weights_memory_and_optimizers(self, finished, state_of):
         config, model = restore_run(finished[1].run_folder)
         assert config == finished[0]
-        saved = list(state_of(finished[1].run_folder).values())
-        variables = [
-            *model.weights,
-            *model.encoder_optimizer.variables,
-            *model.generator_optimizer.variables,
-        ]
+        saved = {(v.shape, v.tobytes()) for v in state_of(finished[1].run_folder).values()}
+        optimizers = (model.encoder_optimizer, model.generator_optimizer)
+        variables = [*model.weights, *(each for one in optimizers for each in one.variables)]
         assert len(variables) >= 60
         for variable in variables:
             value = np.asarray(variable.value)
-            assert any(
-                value.shape == other.shape and value.tobytes() == other.tobytes() for other in saved
-            ), variable.path
+            assert (value.shape, value.tobytes()) in saved, variable.path
         assert int(model.step.numpy()) == 24
         assert np.ptp(model.hippocampus.latents.numpy()) > 0
 
@@ -134,12 +121,12 @@ class TestDamage:
     def test_only_damaged_checkpoints_end_with_one_line(self, copied, quick_command):
         for step in (18, 21, 24):
             DAMAGES["bytes flipped"](copied, step)
-        before = sorted(Path(copied.run_dir).rglob("*"))
+        before = set(Path(copied.run_dir).rglob("*"))
         status, _, error = quick_command(copied)
         assert status == 1
         assert re.fullmatch(r"error: none of the 3 checkpoints in .* can be read.*\n", error)
         assert "--overwrite" in error
-        assert sorted(Path(copied.run_dir).rglob("*")) >= before
+        assert set(Path(copied.run_dir).rglob("*")) >= before
 
     @pytest.mark.parametrize("damage", [cut, Path.unlink])
     def test_lost_history_does_not_hinder_the_end(self, damage, copied, quick_command):
@@ -180,10 +167,9 @@ class TestOtherFlags:
         owls = images / "train" / "owl"
         for file, told in (("16.png", "but now there are 49"), ("00.png", "they are not the same")):
             shutil.copy(owls / "01.png", owls / file)
-            with pytest.raises(UsageError) as error:
+            told = rf"\A.*was begun with 48 images of .*{told}.*\Z"
+            with pytest.raises(UsageError, match=told):
                 train(dataclasses.replace(config, epochs=2))
-            assert "was begun with 48 images of" in one_line(error)
-            assert told in one_line(error)
             (owls / "16.png").unlink(missing_ok=True)
         again = quick_train(dataclasses.replace(config, overwrite=True))
         assert list(again.history) == ["0", "1"]
@@ -291,24 +277,22 @@ class TestCrash:
     def test_crash_after_any_save_leaves_a_run_that_continues_to_the_same_end(
         self, uninterrupted, same_run, quick_train, monkeypatch, assert_same_run
     ):
-        save = tf.train.CheckpointManager.save
+        save, crashed = tf.train.CheckpointManager.save, []
 
-        def save_and_die(manager, *arguments, **options):
-            save(manager, *arguments, **options)
-            raise Killed
+        def save_and_die(manager, **options):
+            path = save(manager, **options)
+            if path not in crashed:
+                crashed.append(path)
+                raise Killed
 
-        crashes = 0
-        while crashes < 12:
-            with monkeypatch.context() as patch:
-                patch.setattr(tf.train.CheckpointManager, "save", save_and_die)
-                try:
+        with monkeypatch.context() as patch:
+            patch.setattr(tf.train.CheckpointManager, "save", save_and_die)
+            for _ in range(6):
+                with pytest.raises(Killed):
                     quick_train(same_run)
-                    break
-                except Killed:
-                    crashes += 1
-        assert crashes >= 4
-        result = quick_train(same_run)
-        assert list(result.history) == ["0", "1", "2"]
+        names = [Path(path).name for path in crashed]
+        assert names == ["step-3", "epoch-1", "step-6", "step-9", "epoch-2", "step-12"]
+        assert quick_train(same_run).history == uninterrupted[1].history
         assert_same_run(same_run, uninterrupted[0])
         for name in ("recent", "epochs"):
             kept, expected = (
@@ -316,26 +300,6 @@ class TestCrash:
                 for run in (same_run.run_dir, uninterrupted[0].run_dir)
             )
             assert kept == expected
-
-    @pytest.mark.parametrize(("dies", "last"), [(9, 6), (12, 9)])
-    def test_crash_within_an_epoch_continues_to_the_same_end(
-        self, dies, last, uninterrupted, same_run, quick_train, monkeypatch, assert_same_run
-    ):
-        save = tf.train.CheckpointManager.save
-
-        def die_before(manager, checkpoint_number, **options):
-            if checkpoint_number == dies:
-                raise Killed
-            return save(manager, checkpoint_number=checkpoint_number, **options)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(tf.train.CheckpointManager, "save", die_before)
-            with pytest.raises(Killed):
-                quick_train(same_run)
-        assert newest_step(Path(same_run.run_dir)) == last
-        result = quick_train(same_run)
-        assert result.history == uninterrupted[1].history
-        assert_same_run(same_run, uninterrupted[0])
 
     @pytest.mark.parametrize("epoch", [0, 1, 2])
     def test_report_that_a_crash_prevented_is_made_up_for(
@@ -459,12 +423,10 @@ class TestFullDisk:
         def refuse(manager, **_):
             raise tf.errors.ResourceExhaustedError(None, None, "No space left on device\nmore")
 
+        last = re.escape(str(file_of(copied, 24, "x").with_suffix("")))
+        told = rf"\A.*cannot save a checkpoint at step 27 .*No space left on device.*{last}.*\Z"
         with monkeypatch.context() as patch:
             patch.setattr(tf.train.CheckpointManager, "save", refuse)
-            with pytest.raises(RunError) as error:
+            with pytest.raises(RunError, match=told):
                 quick_train(longer)
-        message = one_line(error)
-        assert "cannot save a checkpoint at step 27" in message
-        assert "No space left on device" in message
-        assert str(file_of(copied, 24, "x").with_suffix("")) in message
         assert list(quick_train(longer).history) == list("012345")

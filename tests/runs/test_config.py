@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ REFUSED = [
     ("dream_every", "-1", "0 or more"),
     ("probe_every", "-1", "0 or more"),
     ("seed", str(2**63), "a number of 64 bits"),
+    *((f.name, x, "finite") for f in FIELDS if type(f.default) is float for x in ("nan", "inf")),
     *((f.name, "none", "|".join(f.metadata["choices"])) for f in FIELDS if f.metadata["choices"]),
 ]
 
@@ -98,21 +100,9 @@ CONTRADICTIONS = [
     ),
 ]
 
-NOT_FINITE = [
-    name
-    for name, value in OTHER_VALUES.items()
-    if isinstance(value, float) and name not in ("beta_1", "beta_2")
-]
-
 
 def command_line(*arguments: str) -> Config:
     return parse(Config, ["train", *arguments], "train")
-
-
-def one_line(error: pytest.ExceptionInfo) -> str:
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 def test_defaults_are_the_papers():
@@ -137,26 +127,15 @@ def test_every_flag_can_be_set_on_the_command_line(name):
 
 @pytest.mark.parametrize(("name", "value", "allowed"), REFUSED)
 def test_impossible_value_is_refused_with_what_is_allowed(name, value, allowed):
-    with pytest.raises(UsageError) as error:
+    told = re.escape(f"--{name}={value}") + ".*" + re.escape(allowed)
+    with pytest.raises(UsageError, match=rf"\A.*{told}.*\Z"):
         command_line(f"--{name}={value}")
-    message = one_line(error)
-    assert f"--{name}={value}" in message
-    assert allowed in message
-
-
-@pytest.mark.parametrize("value", ["nan", "inf"])
-@pytest.mark.parametrize("name", NOT_FINITE)
-def test_number_that_is_not_finite_is_refused(name, value):
-    with pytest.raises(UsageError) as error:
-        command_line(f"--{name}={value}")
-    assert f"--{name}={value}" in one_line(error)
 
 
 @pytest.mark.parametrize(("flags", "told"), CONTRADICTIONS)
 def test_contradictions_are_refused(flags, told):
-    with pytest.raises(UsageError, match=told) as error:
+    with pytest.raises(UsageError, match=rf"\A.*{told}.*\Z"):
         command_line(*flags.split())
-    assert one_line(error)
 
 
 def test_the_ends_of_a_range_may_be_reached():
@@ -218,7 +197,7 @@ def test_json_keeps_every_flag(changes):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        *((text, r"\S") for text in ("", "[]", "{}", "null")),
+        *((text, r"\S") for text in ("", "[]", "{}", "null", '["seed"]')),
         (
             '{"nrem_weight": 1, "rem_weight": 1}',
             "another version .*--nrem_weight and --rem_weight$",
