@@ -62,10 +62,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def take(self, count: int) -> "ImageSet":
-        """The first `count` images."""
-        labels = None if self.labels is None else self.labels[:count]
-        return dataclasses.replace(self, images=self.images[:count], labels=labels)
+    def take(self, rows: int | np.ndarray) -> "ImageSet":
+        """The first so many images, or those of these numbers."""
+        chosen = slice(rows) if isinstance(rows, int) else rows
+        labels = None if self.labels is None else self.labels[chosen]
+        return dataclasses.replace(self, images=self.images[chosen], labels=labels)
 
 
 def resolve(dataset: str) -> Path | None:

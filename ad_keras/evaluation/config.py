@@ -46,6 +46,12 @@ class EvaluateConfig:
     data_dir: str | None = flag(
         None, "Data", "folder of prepared TensorFlow Datasets (default: the run's)"
     )
+    held_out: bool = flag(
+        False,
+        "Data",
+        "for choices: in the place of the test images, take the tenth of the training images that "
+        "training with --hold_out leaves out, and fit probes on the others",
+    )
 
     metrics: tuple[str, ...] = flag(
         ("all",),
@@ -77,8 +83,8 @@ class EvaluateConfig:
         None,
         "Output",
         "folder of results.json, results.csv and figures/. Defaults: for a run, its own folder; "
-        "for an export, <export>-evaluation beside it; for several runs, "
-        "evaluation-<data set>-<condition> beside the first",
+        "for an export, <export>-evaluation beside it; with --held_out, held_out in that; for "
+        "several runs, evaluation-<data set>-<condition> beside the first",
     )
 
     def __post_init__(self):
@@ -94,6 +100,8 @@ class EvaluateConfig:
                 )
         if not self.metrics:
             raise UsageError(f"--metrics is empty: it is all, or a list of {', '.join(METRICS)}.")
+        if self.held_out and len(self.run_dir) > 1:
+            raise UsageError("--held_out is for one run: each seed leaves other images out.")
         if self.epoch and self.export:
             raise UsageError("--epoch chooses a state of a run: an export has only one.")
         for name, least in (("num_dreams", 1), ("probe_seeds", 1), ("seed", 0), ("epoch", 0)):

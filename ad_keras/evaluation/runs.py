@@ -72,12 +72,13 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
     subjects = subjects or [_export(Path(flags.export), metrics)]
     config = subjects[0].config
     dataset = flags.dataset or config.dataset
-    train_set, test_set = (
-        data.load(
-            dataset, split, data_dir=flags.data_dir or config.data_dir, image_size=config.image_size
-        )
-        for split in ("train", "test")
-    )
+    places = {"data_dir": flags.data_dir or config.data_dir, "image_size": config.image_size}
+    train_set = data.load(dataset, "train", **places)
+    if flags.held_out:
+        seen = train_set.take(config.train_examples or len(train_set))
+        train_set, test_set = map(seen.take, data.validation_split(len(seen), config.seed))
+    else:
+        test_set = data.load(dataset, "test", **places)
     check(metrics, train_set, test_set, flags.num_dreams)
     content = joblib.hash((train_set, test_set))
     cache = Path(flags.cache_dir).expanduser()
@@ -115,14 +116,17 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
             for what, reason in entry["protocol"].get("gaps", {}).items():
                 _say(f"not measured: {metric}, {what}: {reason}")
         header = _header(subject, dataset, test_set, features) | {"data": content}
-        folder = subject.folder
+        folder, logs = subject.folder, Path("logs", "evaluation")
+        if flags.export:  # the next export replaces the folder and all in it
+            folder = folder.resolve().with_name(f"{folder.resolve().name}-evaluation")
+        if flags.held_out:
+            header["differences"].append("measured on held-out training images")
+            folder, logs = folder / "held_out", Path("logs", "held_out")
         if flags.output_dir and len(subjects) == 1:
             folder = Path(flags.output_dir)
-        elif flags.export:  # the next export replaces the folder and all in it
-            folder = folder.resolve().with_name(f"{folder.resolve().name}-evaluation")
         result = _with_earlier(header | {"metrics": measured}, folder)
         report.write(result, folder, suite.maps, test_set.labels)
-        report.log(result, (subject.folder if flags.run_dir else folder) / "logs" / "evaluation")
+        report.log(result, (subject.folder if flags.run_dir else folder) / logs)
         results.append(result)
     if len(results) == 1:
         return results[0], folder

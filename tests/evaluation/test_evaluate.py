@@ -148,6 +148,29 @@ def test_table_has_our_figures_and_the_classifier_and_real_features_are_kept(
     assert again == {name: before[name] for name in ("probe", "knn")}
 
 
+def test_for_choices_the_images_that_training_can_leave_out_replace_the_test_images(
+    evaluated, refusal, copied_run, runs
+):
+    folder = copied_run()
+    probed = json.loads((folder / "history.json").read_text())["2"]
+    before = {file.name: file.read_bytes() for file in folder.glob("results.*")}
+    status, printed, errors = evaluated(
+        f"--run_dir={folder}", "--held_out", "--metrics=probe,ridge_probe"
+    )
+    assert (status, errors) == (0, "")
+    assert "measured on held-out training images" in printed
+    found = results_in(folder / "held_out")["metrics"]
+    for name in ("probe", "ridge_probe"):
+        accuracy = found[name]["values"]["trained"]["accuracy"]
+        assert accuracy == pytest.approx(probed[f"{name}/validation_accuracy"])
+        assert found[name]["protocol"]["test_images"] == 10
+    assert {file.name: file.read_bytes() for file in folder.glob("results.*")} == before
+    error = refusal(
+        main, *(f"--run_dir={runs / name}" for name in ("seed0", "seed1")), "--held_out"
+    )
+    assert "--held_out is for one run" in error
+
+
 def test_repeated_runs_give_mean_and_standard_error_and_a_line_of_the_csv_each(
     evaluated, runs, tmp_path
 ):
