@@ -44,6 +44,14 @@ def same_flag(config_class: type, name: str, group: str):
     return dataclasses.field(default=field.default, metadata={**field.metadata, "group": group})
 
 
+def require(config: object, name: str, holds: bool, allowed: str) -> None:
+    """Refuses the value of a flag, by a `UsageError`, that is not what it may be."""
+    if not holds:
+        value = getattr(config, name)
+        value = ",".join(value) if isinstance(value, tuple) else value
+        raise UsageError(f"--{name}={value} is not possible: it must be {allowed}.")
+
+
 def parse(config_class: type[Config], argv: Sequence[str], program: str) -> Config:
     """Reads a command line into its dataclass.
 

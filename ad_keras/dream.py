@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ad_keras.cli import flag, parse, quiet_start, run
+from ad_keras.cli import flag, parse, quiet_start, require, run
 from ad_keras.data import load, resolve
 from ad_keras.errors import UsageError
 from ad_keras.runs.config import Config
@@ -45,13 +45,8 @@ class DreamConfig:
             raise UsageError(
                 "name one of --run_dir (the folder of a run) and --export (of exported networks)."
             )
-        if self.num_images < 4:
-            raise UsageError(
-                f"--num_images={self.num_images} is not possible: it must be at least 4."
-            )
-        if not 0 <= self.seed < 2**63:
-            allowed = "0 or more, and a number of 64 bits"
-            raise UsageError(f"--seed={self.seed} is not possible: it must be {allowed}.")
+        require(self, "num_images", self.num_images >= 4, "at least 4")
+        require(self, "seed", 0 <= self.seed < 2**63, "0 or more, and a number of 64 bits")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
 With a `tf.distribute` strategy, `train_step` runs once on each replica, with that replica's part
 of the mini-batch. What depends on the whole of it (the moments of the latents, the memory, the
-random numbers, the metrics) goes through these functions. With one replica they do nothing.
+random numbers, the metrics, the norm of a gradient) goes through these functions. With one replica
+they do nothing.
 """
 
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ def mean(value: tf.Tensor) -> tf.Tensor:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, value)
 
 
-def total(parts: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+def summed(parts: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
     """The sums over the replicas of what each has a share of."""
     if count() == 1:
         return parts

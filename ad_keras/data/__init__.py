@@ -63,7 +63,7 @@ class ImageSet:
         return len(self.images)
 
     def take(self, rows: int | np.ndarray) -> "ImageSet":
-        """The first so many images, or those of these numbers."""
+        """The first `rows` images, or those at these indices."""
         chosen = slice(rows) if isinstance(rows, int) else rows
         labels = None if self.labels is None else self.labels[chosen]
         return dataclasses.replace(self, images=self.images[chosen], labels=labels)

@@ -372,7 +372,6 @@ class SynthDigits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        del dl_manager  # Nothing to download.
         config = self.builder_config
         return {
             "train": self._generate_examples("train", config.train_examples),

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 
-from ad_keras.cli import flag
+from ad_keras.cli import flag, require
 from ad_keras.errors import UsageError
 
 METRICS = {
@@ -49,8 +49,8 @@ class EvaluateConfig:
     held_out: bool = flag(
         False,
         "Data",
-        "for choices: in the place of the test images, take the tenth of the training images that "
-        "training with --hold_out leaves out, and fit probes on the others",
+        "measure on held-out training images instead of test images, for choices such as of "
+        "flags: on the tenth that training with --hold_out leaves out",
     )
 
     metrics: tuple[str, ...] = flag(
@@ -83,8 +83,8 @@ class EvaluateConfig:
         None,
         "Output",
         "folder of results.json, results.csv and figures/. Defaults: for a run, its own folder; "
-        "for an export, <export>-evaluation beside it; with --held_out, held_out in that; for "
-        "several runs, evaluation-<data set>-<condition> beside the first",
+        "for an export, <export>-evaluation beside it; with --held_out, held_out/ in these; "
+        "for several runs, evaluation-<data set>-<condition> beside the first",
     )
 
     def __post_init__(self):
@@ -105,13 +105,8 @@ class EvaluateConfig:
         if self.epoch and self.export:
             raise UsageError("--epoch chooses a state of a run: an export has only one.")
         for name, least in (("num_dreams", 1), ("probe_seeds", 1), ("seed", 0), ("epoch", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(
-                    f"--{name}={getattr(self, name)} is not possible: it must be at least {least}."
-                )
-
-        if self.seed >= 2**32:  # scikit-learn takes no others
-            raise UsageError(f"--seed={self.seed} is not possible: it must be below 2**32.")
+            require(self, name, getattr(self, name) >= least, f"at least {least}")
+        require(self, "seed", self.seed < 2**32, "below 2**32, for t-SNE")
 
     @property
     def chosen_metrics(self) -> list[str]:

@@ -40,12 +40,9 @@ _NAMES = {
     "rem": "REM",
     "probe": "paper's probe",
     "logistic_probe": "logistic regression",
-    "ridge_probe": "ridge probe",
     "knn": "nearest neighbours",
     **{f"tile_{side}": f"tiles of {side} px" for side in (1, 2, 4, 8)},
 }
-
-
 _BARS = {
     "layers": ("accuracy on test images", "probe", "logistic_probe", "ridge_probe"),
     "distances": ("ratio of mean distances", "intra_inter_ratio", "occluded_inter_ratio"),

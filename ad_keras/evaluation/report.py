@@ -20,7 +20,6 @@ _TITLES = {
     "logistic_probe": "linear probe (logistic regression)",
     "ridge_probe": "linear probe (ridge)",
     "epochs": "probes of earlier epochs",
-    "layers": "layers",
     "knn": "nearest neighbours (cosine)",
     "occlusion": "paper's probe under occlusion",
     "distances": "distances (ratios of means)",

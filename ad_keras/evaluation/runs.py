@@ -22,7 +22,7 @@ from ad_keras.runs.build import build_model
 from ad_keras.runs.checkpoints import Checkpoints
 from ad_keras.runs.config import RUN_ONLY, Config
 from ad_keras.runs.export import versions
-from ad_keras.runs.folder import load_config
+from ad_keras.runs.folder import digest, load_config, read_record
 from ad_keras.runs.restore import epochs_behind, restore_export, restore_run
 
 _say = functools.partial(print, flush=True)
@@ -75,8 +75,7 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
     places = {"data_dir": flags.data_dir or config.data_dir, "image_size": config.image_size}
     train_set = data.load(dataset, "train", **places)
     if flags.held_out:
-        seen = train_set.take(config.train_examples or len(train_set))
-        train_set, test_set = map(seen.take, data.validation_split(len(seen), config.seed))
+        train_set, test_set = _held_out(subjects[0], dataset, train_set)
     else:
         test_set = data.load(dataset, "test", **places)
     check(metrics, train_set, test_set, flags.num_dreams)
@@ -86,7 +85,7 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
     if set(OF_DREAMS) & set(metrics):
         if flags.features == "inception":
             features = inception_features(cache, flags.inception_weights)
-        else:  # not of --seed: all evaluations of a data set share the classifier
+        else:  # not of --seed: all evaluations on the same images share the classifier
             features = classifier_features(train_set, test_set, cache)
 
     results = []
@@ -120,6 +119,7 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
         if flags.export:  # the next export replaces the folder and all in it
             folder = folder.resolve().with_name(f"{folder.resolve().name}-evaluation")
         if flags.held_out:
+            header["held_out"] = True
             header["differences"].append("measured on held-out training images")
             folder, logs = folder / "held_out", Path("logs", "held_out")
         if flags.output_dir and len(subjects) == 1:
@@ -137,6 +137,22 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
     combined = report.combine(results)
     report.write(combined, folder)
     return combined, folder
+
+
+def _held_out(subject: Subject, dataset: str, train_set: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """The training images without those that training can hold out, and these."""
+    config = subject.config
+    if dataset != config.dataset:
+        raise UsageError(f"--held_out is for the data of the training, --dataset={config.dataset}.")
+    seen = train_set.take(config.train_examples or len(train_set))
+    fitted, held_out = map(seen.take, data.validation_split(len(seen), config.seed))
+    known = config.hold_out and (subject.folder / "data.json").is_file()  # exports have none
+    if known and read_record(subject.folder, "data.json")["sha256"] != digest(fitted.images):
+        raise UsageError(
+            f"{subject.folder} was trained on some of the images that --held_out would take: a "
+            "search splits them by its own seed. Its scores are in history.json."
+        )
+    return fitted, held_out
 
 
 def _with_earlier(result: dict, folder: Path) -> dict:

@@ -77,7 +77,7 @@ _RIDGE_PROBE = (
 )
 
 
-def check(metrics: Iterable[str], train_set: ImageSet, test_set: ImageSet, num_dreams: int) -> None:
+def check(metrics: Sequence[str], train_set: ImageSet, test_set: ImageSet, num_dreams: int) -> None:
     """Refuses what cannot be measured on a data set, before anything is computed.
 
     Args:
@@ -89,7 +89,6 @@ def check(metrics: Iterable[str], train_set: ImageSet, test_set: ImageSet, num_d
     Raises:
         UsageError: naming the metrics that the data do not suffice for.
     """
-    metrics = list(metrics)
     need_labels = [name for name in metrics if name not in WITHOUT_LABELS]
     if need_labels and (train_set.labels is None or test_set.labels is None):
         raise UsageError(

@@ -1,7 +1,5 @@
 """Memories of latents: the paper's, of the last mini-batch, and others that reach further back."""
 
-import inspect
-
 import keras
 import tensorflow as tf
 
@@ -81,8 +79,7 @@ class Hippocampus(keras.layers.Layer):
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments."""
-        own = [name for name in inspect.signature(self.__init__).parameters if name != "kwargs"]
-        return {**super().get_config(), **{name: getattr(self, name) for name in own}}
+        return {**super().get_config(), "capacity": self.capacity}
 
 
 @keras.saving.register_keras_serializable("ad_keras")
@@ -147,6 +144,10 @@ class EpisodicHippocampus(Hippocampus):
             self.stored > 0, tf.gather(self.latents, tf.cast(chosen, tf.int32)), latents
         )
 
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "replacement": self.replacement, "seed": self.seed}
+
 
 @keras.saving.register_keras_serializable("ad_keras")
 class AssociativeHippocampus(EpisodicHippocampus):
@@ -196,3 +197,7 @@ class AssociativeHippocampus(EpisodicHippocampus):
         empty = tf.range(self.capacity) >= self.stored
         weights = tf.nn.softmax(tf.where(empty, -1e9, self.beta * likeness))
         return tf.where(self.stored > 0, tf.matmul(weights, self.latents.value), latents)
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "beta": self.beta, "cue": self.cue}

@@ -111,8 +111,9 @@ class PAD(keras.Model):
         wake_noise_variance: of Gaussian noise added to the latents that wake reconstructs from,
             0 or more.
         nrem_memories: what NREM replays: "single" memories, or "mixed" ones as REM does.
-        clip_norm: largest norm of the gradient of all of a network's variables in a phase, 0 or
-            more; a larger gradient is scaled down. With 0, the default, none is.
+        clip_norm: largest norm of the gradient of all variables of an optimizer (the encoder's
+            include the discriminator's head) in a phase, 0 or more; a larger gradient is scaled
+            down. With 0, the default, none is.
         average_weights: decay of a moving average of the networks' weights, at least 0 and below 1;
             0, the default, keeps none. Training does not use it: see `averaged_weights`.
         seed: of the wake noise, the perturbations and the dreams' noise. Together with `step` it
@@ -535,9 +536,9 @@ class PAD(keras.Model):
         gradients, variables = zip(*pairs, strict=True)
         if self.clip_norm:
             # Not the optimizers' `global_clipnorm`, which would clip each replica's share.
-            norm = tf.linalg.global_norm(replicas.total(gradients))
-            share = self.clip_norm / tf.maximum(norm, self.clip_norm)
-            gradients = [gradient * tf.cast(share, gradient.dtype) for gradient in gradients]
+            whole = [tf.cast(gradient, tf.float32) for gradient in replicas.summed(gradients)]
+            factor = tf.minimum(1.0, self.clip_norm / tf.linalg.global_norm(whole))
+            gradients = [gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
         optimizer.apply(gradients, variables)
 
     def _network_weights(self) -> list[keras.Variable]:

@@ -14,15 +14,12 @@ class Part:
     """
 
     def __eq__(self, other: object) -> bool:
-        """Whether the other is of the same type and has equal arguments."""
         return type(self) is type(other) and self.get_config() == other.get_config()
 
     def __hash__(self) -> int:
-        """The same for equal parts."""
         return hash(type(self))
 
     def __repr__(self) -> str:
-        """As the part would be made, such as Mixing(recent=0.5, memories=0.5)."""
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
 

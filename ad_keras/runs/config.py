@@ -5,8 +5,7 @@ import json
 import math
 from pathlib import Path
 
-from ad_keras.cli import flag
-from ad_keras.errors import UsageError
+from ad_keras.cli import flag, require
 
 CONDITIONS = {
     "full": {},
@@ -181,54 +180,48 @@ class Config:
     def __post_init__(self):
         for name, value in vars(self).items():
             if isinstance(value, float):
-                self._require(name, math.isfinite(value), "a finite number")
+                require(self, name, math.isfinite(value), "a finite number")
         counts = ("latent_dim", "base_filters", "epochs", "tile_min", "hippocampus_capacity")
         for name in (*counts, "checkpoint_every", "log_every"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("views", self.views >= 2, "at least 2")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "views", self.views >= 2, "at least 2")
         rates = ("encoder_learning_rate", "generator_learning_rate")
         for name in ("agreement_weight", "temperature", *rates):
-            self._require(name, getattr(self, name) > 0, "above 0")
-        self._require("crop_area", 0 < self.crop_area <= 1, "above 0 and at most 1")
-        self._require("perturbation", bool(self.perturbation), "at least one perturbation")
+            require(self, name, getattr(self, name) > 0, "above 0")
+        require(self, "crop_area", 0 < self.crop_area <= 1, "above 0 and at most 1")
+        require(self, "perturbation", bool(self.perturbation), "at least one perturbation")
         for name in ("perturbation", "glimpse"):
             known = set(getattr(self, name)) <= set(PERTURBATIONS)
-            self._require(name, known, f"of {', '.join(PERTURBATIONS)}")
+            require(self, name, known, f"of {', '.join(PERTURBATIONS)}")
         if self.hippocampus != "last_batch":
             enough = self.hippocampus_capacity >= self.batch_size
             allowed = f"at least --batch_size ({self.batch_size})"
-            self._require("hippocampus_capacity", enough, allowed)
+            require(self, "hippocampus_capacity", enough, allowed)
         weights = ("kl_weight", "decorrelation_weight", "external_weight", "wake_noise_variance")
         others = ("train_examples", "seed", "dream_every", "probe_every")
         for name in (*weights, "gradient_penalty_weight", "clip_norm", *others):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        self._require("seed", self.seed < 2**63, "a number of 64 bits")
-        self._require("batch_size", self.batch_size >= 2, "at least 2: one image has no variance")
-        self._require("image_size", self.image_size in (32, 64, 128), "32, 64 or 128")
+            require(self, name, getattr(self, name) >= 0, "0 or more")
+        require(self, "seed", self.seed < 2**63, "a number of 64 bits")
+        require(self, "batch_size", self.batch_size >= 2, "at least 2: one image has no variance")
+        require(self, "image_size", self.image_size in (32, 64, 128), "32, 64 or 128")
         for name in ("reconstruction_weight", "recovery_weight", "internal_weight"):
-            self._require(name, getattr(self, name) > 0, "above 0; --phases leaves a phase out")
+            require(self, name, getattr(self, name) > 0, "above 0; --phases leaves a phase out")
         penalised = self.external_weight > 0 or not self.gradient_penalty_weight
-        self._require("gradient_penalty_weight", penalised, "0 with --external_weight=0")
+        require(self, "gradient_penalty_weight", penalised, "0 with --external_weight=0")
         warm = 0 <= self.warmup_epochs < self.epochs
-        self._require("warmup_epochs", warm, f"0 or more, and below --epochs ({self.epochs})")
+        require(self, "warmup_epochs", warm, f"0 or more, and below --epochs ({self.epochs})")
         for name in ("beta_1", "beta_2", "average_weights"):
-            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+            require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         shares = ("mix_recent", "mix_memories", "occlusion_min", "occlusion_max", "colour_strength")
         for name in shares:
-            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+            require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for high, low in (("occlusion_max", "occlusion_min"), ("tile_max", "tile_min")):
             least = getattr(self, low)
-            self._require(high, getattr(self, high) >= least, f"no less than --{low} ({least})")
+            require(self, high, getattr(self, high) >= least, f"no less than --{low} ({least})")
         first, *others = self.phases or ("",)
         orderly = first == "wake" and sorted(others) in ([], ["nrem"], ["rem"], ["nrem", "rem"])
         allowed = "'wake', then 'nrem' and 'rem' once each in any order, or without one of them"
-        self._require("phases", orderly, allowed)
-
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            value = getattr(self, name)
-            value = ",".join(value) if isinstance(value, tuple) else value
-            raise UsageError(f"--{name}={value} is not possible: it must be {allowed}.")
+        require(self, "phases", orderly, allowed)
 
     @property
     def condition(self) -> str:

@@ -80,8 +80,8 @@ def check_export_folder(
     Args:
         folder: that `export_networks` is to write.
         run_folder: that must neither be replaced nor hold the export among its own files.
-        named: whether somebody chose the folder. If not, the export of another run that exists,
-            with the same name or the one this is a copy of, is not replaced either.
+        named: whether somebody chose the folder. If not, the export of another existing run is
+            not replaced either: of one of the same name, or of the one that this run is a copy of.
 
     Raises:
         UsageError: if there is something else.

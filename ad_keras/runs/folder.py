@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from ad_keras.errors import RunError, UsageError, first_line
@@ -51,10 +53,15 @@ RUN = FolderKind(
     FLAGS_FILE,
     content=(
         *("model.json", "data.json", "history.json", "results.json", "results.csv"),
-        *("checkpoints", "logs", "figures"),
+        *("checkpoints", "logs", "figures", "held_out"),
     ),
     changeable=RUN_ONLY,
 )
+
+
+def digest(images: np.ndarray) -> str:
+    """Tells images from others: what `data.json` has of those that a run is trained on."""
+    return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
 
 
 @contextlib.contextmanager

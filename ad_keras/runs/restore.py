@@ -17,7 +17,7 @@ from ad_keras.runs.folder import load_config, read_record
 from ad_keras.runs.parts import describe_model, difference
 
 READOUTS = {"probe": "mean_of_seeds", "logistic_probe": "accuracy", "ridge_probe": "accuracy"}
-"""The probes, and which of its figures stands for each."""
+"""The probes, and the figure of each that stands for it."""
 
 
 def restore_run(
@@ -121,7 +121,8 @@ def _accuracies(folder: Path, step: int) -> dict[str, float]:
     """What the run's evaluation says of its probes, if it was of this step."""
     try:
         results = json.loads((folder / "results.json").read_text())
-        if (results["step"], results["dataset"]) != (step, results["trained_on"]):
+        of_test_images = results["dataset"] == results["trained_on"] and "held_out" not in results
+        if results["step"] != step or not of_test_images:
             return {}
         metrics = results["metrics"]
         return {

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from ad_keras.runs.config import RUN_ONLY, Config
 from ad_keras.runs.export import check_export_folder, export_networks
 from ad_keras.runs.folder import (
     FLAGS_FILE,
+    digest,
     failures_explained,
     load_config,
     open_run,
@@ -100,9 +100,8 @@ def train(
     split_seed = config.seed if split_seed is None else split_seed
     train_set, images = chosen_images(config, whole, split_seed)
     steps_per_epoch = len(images) // config.batch_size
-    content = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
     shape = list(images.shape[1:])
-    records = {"data.json": {"images": len(images), "image_shape": shape, "sha256": content}}
+    records = {"data.json": {"images": len(images), "image_shape": shape, "sha256": digest(images)}}
     if begun:
         _refuse_other_data(config, records["data.json"])
         _refuse_shorter(config, steps_per_epoch)

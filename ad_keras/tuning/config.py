@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from pathlib import Path
 
-from ad_keras.cli import flag
+from ad_keras.cli import flag, require
 from ad_keras.errors import UsageError
 from ad_keras.runs.config import RUN_ONLY, Config
 from ad_keras.tuning.space import SPACE
@@ -72,20 +72,20 @@ class TuneConfig(Config):
         super().__post_init__()
         for name in ("run_dir", "saved_model_dir"):
             allowed = "left out: a search has its own folder, --tuner_dir"
-            self._require(name, not getattr(self, name), allowed)
-        self._require("strategy", self.strategy != "multi_worker", "another: workers search alone")
+            require(self, name, not getattr(self, name), allowed)
+        require(self, "strategy", self.strategy != "multi_worker", "another: workers search alone")
         for name in ("max_trials", "epochs_per_trial"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("retrain", self.retrain >= 0, "0 or more")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "retrain", self.retrain >= 0, "0 or more")
         shortest = 1 if self.tuner == "hyperband" else self.epochs_per_trial
         below = self.warmup_epochs < shortest
-        self._require(
-            "warmup_epochs", below, f"below the epochs of the shortest trial ({shortest})"
+        require(
+            self, "warmup_epochs", below, f"below the epochs of the shortest trial ({shortest})"
         )
         # A trial that hyperband lets go on would jump from a short cosine's end into a longer one.
         constant = self.tuner != "hyperband" or self.schedule == "constant"
-        self._require("schedule", constant, "constant with --tuner=hyperband")
-        self._require("search", bool(self.search), f"all, or a list of {', '.join(SPACE)}")
+        require(self, "schedule", constant, "constant with --tuner=hyperband")
+        require(self, "search", bool(self.search), f"all, or a list of {', '.join(SPACE)}")
         for name in self.search:
             if name not in ("all", *SPACE):
                 near = " or ".join(difflib.get_close_matches(name, SPACE) or SPACE)

@@ -1,7 +1,6 @@
 """Runs the trials: keras-tuner chooses the values, training trains and scores them."""
 
 import contextlib
-import io
 import os
 import shutil
 import socket
@@ -181,7 +180,7 @@ class _Tuner(keras_tuner.Tuner):
     def __init__(self, flags: TuneConfig, part: str) -> None:
         self._flags, self._part = flags, part
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it tells of files that it reloads
+            with contextlib.redirect_stdout(None):  # it tells of files that it reloads
                 super().__init__(
                     _oracle(flags), directory=str(flags.run_path), project_name=_ORACLE
                 )

@@ -48,6 +48,7 @@ def main(strategy: str, devices: str, states: str, results: str, commands: str) 
         import numpy as np
         import tensorflow as tf
 
+        from ad_keras.compute import replicas
         from ad_keras.compute.cluster import connect
         from ad_keras.runs import training
 
@@ -64,6 +65,8 @@ def main(strategy: str, devices: str, states: str, results: str, commands: str) 
     run_command(first)
     tf.get_logger().setLevel("ERROR")  # it takes several trainings of a process for a mistake
     found = {"replicas": cluster.replicas}
+    sums = cluster.strategy.run(lambda: replicas.summed([tf.ones([]), tf.ones([2])]))
+    found["sums"] = cluster.strategy.experimental_local_results(sums[1])[0]
     with np.load(states) as given:
         for beginning in ("warm", "new"):
             for number, variable in enumerate(variables(model)):

@@ -156,6 +156,7 @@ def test_two_replicas_train_as_one_device_does(found, beginning, process):
     # magnitude in 20 steps, on one device too.
     expected, result = found.trained[PROCESSES[process]], found.trained[process]
     assert result["replicas"] == 2
+    np.testing.assert_array_equal(result["sums"], [2.0, 2.0])
     names = [name for name in expected if name.startswith(beginning)]
     assert len(names) > 20
     different = {}

@@ -149,26 +149,33 @@ def test_table_has_our_figures_and_the_classifier_and_real_features_are_kept(
 
 
 def test_for_choices_the_images_that_training_can_leave_out_replace_the_test_images(
-    evaluated, refusal, copied_run, runs
+    evaluated, refusal, runs, shapes, tmp_path
 ):
-    folder = copied_run()
-    probed = json.loads((folder / "history.json").read_text())["2"]
+    folder = tmp_path / "seed1"
+    shutil.copytree(runs / "seed1", folder)
+    config = Config.from_json((folder / "flags.json").read_text())
+
+    def change(**changes):
+        (folder / "flags.json").write_text(dataclasses.replace(config, **changes).to_json())
+
+    change(train_examples=90)
     before = {file.name: file.read_bytes() for file in folder.glob("results.*")}
-    status, printed, errors = evaluated(
-        f"--run_dir={folder}", "--held_out", "--metrics=probe,ridge_probe"
-    )
+    status, printed, errors = evaluated(f"--run_dir={folder}", "--held_out", "--metrics=knn")
     assert (status, errors) == (0, "")
     assert "measured on held-out training images" in printed
-    found = results_in(folder / "held_out")["metrics"]
-    for name in ("probe", "ridge_probe"):
-        accuracy = found[name]["values"]["trained"]["accuracy"]
-        assert accuracy == pytest.approx(probed[f"{name}/validation_accuracy"])
-        assert found[name]["protocol"]["test_images"] == 10
+    train, rows = data.load(str(shapes), "train"), data.validation_split(90, 1)
+    latents = encode(restore_run(folder)[1].encoder, train.images)
+    fitted, scored = ((latents[part], train.labels[part]) for part in rows)
+    found = results_in(folder / "held_out")
+    assert found["held_out"] is True
+    assert found["metrics"]["knn"]["values"]["trained"] == knn_accuracy(*fitted, *scored)
+    assert found["metrics"]["knn"]["protocol"]["test_images"] == 9
     assert {file.name: file.read_bytes() for file in folder.glob("results.*")} == before
-    error = refusal(
-        main, *(f"--run_dir={runs / name}" for name in ("seed0", "seed1")), "--held_out"
-    )
-    assert "--held_out is for one run" in error
+    arguments = (f"--run_dir={folder}", "--held_out")
+    assert "is for one run" in refusal(main, *arguments, f"--run_dir={runs / 'seed0'}")
+    assert f"--dataset={shapes}" in refusal(main, *arguments, "--dataset=synth_digits")
+    change(hold_out=True)  # which it did not
+    assert "was trained on some of the images" in refusal(main, *arguments)
 
 
 def test_repeated_runs_give_mean_and_standard_error_and_a_line_of_the_csv_each(

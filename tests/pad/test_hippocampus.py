@@ -58,6 +58,13 @@ def test_batches_may_be_of_any_size_and_what_is_not_remembered_is_its_own_partne
     np.testing.assert_array_equal(recalled, tf.concat([latents(1, count=2), latents(2)[2:]], 0))
 
 
+def test_a_memory_is_made_again_from_its_configuration():
+    arguments = {"capacity": 8, "replacement": "reservoir", "seed": 3, "beta": 2.0, "cue": 0.25}
+    memory = AssociativeHippocampus(**arguments)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(memory))
+    assert {name: getattr(again, name) for name in arguments} == arguments
+
+
 def test_the_memory_is_not_trainable_and_stays_in_float32():
     hippocampus = built()
     assert hippocampus.trainable_variables == []
