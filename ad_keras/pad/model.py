@@ -533,7 +533,7 @@ class PAD(keras.Model):
         pairs = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
         if not pairs:  # as in a frozen network
             return
-        gradients, variables = zip(*pairs, strict=True)
+        gradients, variables = map(list, zip(*pairs, strict=True))
         if self.clip_norm:
             # Not the optimizers' `global_clipnorm`, which would clip each replica's share.
             whole = [tf.cast(gradient, tf.float32) for gradient in replicas.summed(gradients)]
