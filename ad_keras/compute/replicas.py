@@ -51,7 +51,7 @@ def mean(value: tf.Tensor) -> tf.Tensor:
 
 
 def summed(parts: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
-    """The sums over the replicas of what each has a share of."""
+    """Tensors of any shapes, each summed over the replicas' shares of it."""
     if count() == 1:
         return parts
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(parts))

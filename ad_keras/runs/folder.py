@@ -60,7 +60,7 @@ RUN = FolderKind(
 
 
 def digest(images: np.ndarray) -> str:
-    """Tells images from others: what `data.json` has of those that a run is trained on."""
+    """SHA-256 of images, by which `data.json` tells those that a run is trained on from others."""
     return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
 
 

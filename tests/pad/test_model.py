@@ -889,3 +889,15 @@ def test_layers_that_perturb_are_built_for_images():
     model.train_step(pixels())
     for part in (model.perturbation, model.glimpse):
         assert part.tint.shape == (3,)
+
+
+def test_saved_weights_restore_networks_memory_and_step(tmp_path):
+    model = new_model()
+    model.train_step(pixels())
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = new_model()
+    other.hippocampus.store(tf.ones([BATCH, LATENT]))
+    other.load_weights(tmp_path / "model.weights.h5")
+    for own, kept in zip(model.variables, other.variables, strict=True):
+        np.testing.assert_array_equal(own, kept, err_msg=own.path)
+    assert other.step.numpy() == 1
