@@ -9,7 +9,7 @@ from ad_keras.errors import UsageError
 
 COMMANDS = {
     "train": "trains PAD, shows its dreams, exports its encoder",
-    "evaluate": "measures what the paper measures, beside the published figures",
+    "evaluate": "measures what the paper measures, beside the published numbers",
     "dream": "draws what a trained model perceives, replays and dreams",
     "reproduce": "trains, measures and reports on the paper's conditions",
     "tune": "searches hyper-parameters and writes a flagfile of the best",

@@ -1,4 +1,4 @@
-"""`python -m ad_keras.evaluate`: measures what the paper measures, beside the published figures."""
+"""`python -m ad_keras.evaluate`: measures what the paper measures, beside the published numbers."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> None:
         from ad_keras.evaluation.runs import evaluate
     results, folder = evaluate(config)
     print(table(results))
-    print(f"\nProtocols and all figures: {folder / 'results.json'}, {folder / 'results.csv'}")
+    print(f"\nProtocols and all numbers: {folder / 'results.json'}, {folder / 'results.csv'}")
     print(f"Pictures: {folder / 'figures'}")
 
 

@@ -54,7 +54,7 @@ class BenchmarkConfig:
         ("10000", "50000", "500000"), "Sizes", "training images of the part scale"
     )
     scale_filters: int = flag(8, "Sizes", "base filters of the part scale, small to end in minutes")
-    output: str | None = flag(None, "Output", "JSON file for all figures")
+    output: str | None = flag(None, "Output", "JSON file for all numbers")
 
     def __post_init__(self):
         for name, known in (("parts", PARTS), ("precision", PRECISIONS)):
