@@ -60,13 +60,19 @@ class AgreementConfig:
     reference: str | None = flag(None, "Recording", "file of recorded steps (.npz)")
     peer: bool = flag(False, "Recording", "follow it with the control in PyTorch, in float64")
 
-    condition: str = flag("full", "Without one", "of the paper", tuple(CONDITIONS))
-    batch_size: int = flag(64, "Without one", "images of a mini-batch")
-    base_filters: int = flag(64, "Without one", "filters of the first convolution")
-    latent_dim: int = flag(256, "Without one", "size of the latent")
-    seed: int = flag(0, "Without one", "of weights, images, noise and masks")
-    dataset: str = flag("synth_digits", "Without one", "whose images; prepared if need be")
-    data_dir: str | None = flag(None, "Without one", "folder of prepared TensorFlow Datasets")
+    condition: str = flag(
+        "full", "Without a recording", "condition of the paper", tuple(CONDITIONS)
+    )
+    batch_size: int = flag(64, "Without a recording", "images of a mini-batch")
+    base_filters: int = flag(64, "Without a recording", "filters of the first convolution")
+    latent_dim: int = flag(256, "Without a recording", "size of the latent")
+    seed: int = flag(0, "Without a recording", "seed of weights, images, noise and masks")
+    dataset: str = flag(
+        "synth_digits", "Without a recording", "data set of the images; prepared if need be"
+    )
+    data_dir: str | None = flag(
+        None, "Without a recording", "folder of prepared TensorFlow Datasets"
+    )
 
     def __post_init__(self):
         if self.peer and self.reference is None:
@@ -320,7 +326,7 @@ def follow(
         losses = replay.step(inputs)
         for name, value in zip(LOSSES, expected, strict=True):
             if np.isnan(value) == (name in losses):
-                raise RunError(f"{name} is in one of the recording and this package only.")
+                raise RunError(f"{name} is only in the recording, or only in ad_keras.")
             if name in losses:
                 worst_loss = max(worst_loss, (_finite(abs(losses[name] / value - 1.0)), name))
         if weights := _weights_after(recorded, number):

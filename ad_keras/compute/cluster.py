@@ -118,9 +118,9 @@ class Cluster:
             if self.workers == 1:
                 raise
             raise RunError(
-                f"{self} lost the connection to another worker, which stopped, for the reason that "
-                "it told, or cannot be reached. Start all workers again with the same command: "
-                "training continues from the last checkpoint."
+                f"{self} lost another worker: it stopped (see its message) or cannot be reached. "
+                "Start all workers again with the same command: training continues from the last "
+                "checkpoint."
             ) from error
 
 
