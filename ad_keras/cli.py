@@ -10,7 +10,7 @@ import sys
 import tempfile
 import textwrap
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -50,6 +50,14 @@ def require(config: object, name: str, holds: bool, allowed: str) -> None:
         value = getattr(config, name)
         value = ",".join(value) if isinstance(value, tuple) else value
         raise UsageError(f"--{name}={value} is not possible: it must be {allowed}.")
+
+
+def require_known(config: object, name: str, known: Collection[str]) -> None:
+    """Refuses what a list has and is not known, by a `UsageError` with the nearest names."""
+    for value in getattr(config, name):
+        if value not in known:
+            near = difflib.get_close_matches(value, known, n=2) or known
+            raise UsageError(f"--{name}={value} is unknown. Did you mean {' or '.join(near)}?")
 
 
 def parse(config_class: type[Config], argv: Sequence[str], program: str) -> Config:
@@ -144,7 +152,8 @@ def interruptible() -> Iterator[None]:
 
     def end(number: int, _frame) -> None:
         raise Interrupted(
-            f"{signal.Signals(number).name}: what is finished is kept. The same command continues.",
+            f"{signal.Signals(number).name}: what is finished is kept. The same command, without "
+            "--overwrite, continues.",
             128 + number,
         )
 

@@ -30,11 +30,13 @@ def main(argv: Sequence[str]) -> None:
     flags = parse(ExportConfig, argv, "python -m ad_keras.export")
     with quiet_start():
         from ad_keras.runs.export import check_export_folder, export_networks
+        from ad_keras.runs.folder import failures_explained
         from ad_keras.runs.restore import export_metadata, restore_run
     config, model = restore_run(Path(flags.run_dir))
     folder = Path(flags.saved_model_dir) if flags.saved_model_dir else config.export_path
     check_export_folder(folder, config.run_path, named=bool(flags.saved_model_dir))
-    export_networks(model, folder, export_metadata(config, model))
+    with failures_explained(config.run_path):
+        export_networks(model, folder, export_metadata(config, model))
     print(f"Encoder and generator after {int(model.step.numpy())} steps: {folder}")
 
 

@@ -343,11 +343,9 @@ def main(argv: Sequence[str]) -> None:
     """Prints the largest differences."""
     config = parse(AgreementConfig, argv, "python benchmarks/agreement.py")
     pin_to_processor()
-    with quiet_start():
+    with quiet_start(), contextlib.suppress(ImportError):
         # PyTorch's builds for GPUs load it later, when it crashes because TensorFlow is there.
-        with contextlib.suppress(ImportError):
-            import triton  # noqa: F401
-        import tensorflow  # noqa: F401
+        import triton  # noqa: F401
     if config.reference is None:
         recorded, source = record(config), "PyTorch in float64"
     else:

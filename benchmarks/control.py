@@ -96,7 +96,6 @@ def main(argv: Sequence[str]) -> None:
         # PyTorch's builds for GPUs load it later, when it crashes because TensorFlow is there.
         with contextlib.suppress(ImportError):
             import triton  # noqa: F401
-        import tensorflow  # noqa: F401
 
         from ad_keras.runs.folder import load_config, write_atomically
     if config.beside:

@@ -38,9 +38,9 @@ def main(flags: list[str]) -> int:
         print(f"TF_CONFIG={shlex.quote(told)} {shlex.join(command)}", flush=True)
         workers.append(subprocess.Popen(command, env={**os.environ, "TF_CONFIG": told}))
     try:
-        return max(worker.wait() for worker in workers)
+        return max(abs(worker.wait()) for worker in workers)
     except KeyboardInterrupt:  # which the workers got too
-        return max(worker.wait() for worker in workers)
+        return max(abs(worker.wait()) for worker in workers)
 
 
 if __name__ == "__main__":

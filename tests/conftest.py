@@ -59,14 +59,8 @@ def tiny(image_folder):
 
     def config(folder: Path, **changes) -> Config:
         settings = {
-            "dataset": str(image_folder),
-            "base_filters": 4,
-            "latent_dim": 8,
-            "batch_size": 8,
-            "epochs": 2,
-            "dream_every": 0,
-            "probe_every": 0,
-            "run_dir": str(folder / "run"),
+            **{"dataset": str(image_folder), "base_filters": 4, "latent_dim": 8, "batch_size": 8},
+            **{"epochs": 2, "dream_every": 0, "probe_every": 0, "run_dir": str(folder / "run")},
             "saved_model_dir": str(folder / "export"),
         }
         return Config(**{**settings, **changes})
@@ -193,14 +187,8 @@ def quick_command(quick_train, outcome, flags_of, monkeypatch):
 @pytest.fixture(scope="session")
 def finished(tiny, quick_train, tmp_path_factory):
     """Configuration and result of a finished run of four epochs, which no test may change."""
-    config = tiny(
-        tmp_path_factory.mktemp("finished"),
-        epochs=4,
-        checkpoint_every=3,
-        log_every=2,
-        dream_every=1,
-        probe_every=1,
-    )
+    changes = {"checkpoint_every": 3, "log_every": 2, "dream_every": 1, "probe_every": 1}
+    config = tiny(tmp_path_factory.mktemp("finished"), epochs=4, **changes)
     return config, quick_train(config, export=True)
 
 

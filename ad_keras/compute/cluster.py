@@ -119,8 +119,8 @@ class Cluster:
                 raise
             raise RunError(
                 f"{self} lost another worker: it stopped (see its message) or cannot be reached. "
-                "Start all workers again with the same command: training continues from the last "
-                "checkpoint."
+                "Start all workers again with the same command, without --overwrite: training "
+                "continues from the last checkpoint."
             ) from error
 
 
@@ -157,7 +157,11 @@ def connect(strategy: str) -> Cluster:
         raise UsageError(
             f"--strategy=multi_worker needs the environment variable TF_CONFIG, such as {_EXAMPLE}."
         )
-    return Cluster(tf.distribute.MultiWorkerMirroredStrategy(), *task)
+    try:
+        return Cluster(tf.distribute.MultiWorkerMirroredStrategy(), *task)
+    except (tf.errors.OpError, ValueError, TypeError) as error:
+        reason = f"cannot be used: {first_line(error)}."
+        raise UsageError(f"TF_CONFIG={os.environ['TF_CONFIG']} {reason}") from error
 
 
 def refuse_workers(reason: str) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ad_keras.errors import RunError, UsageError, first_line
+from ad_keras.errors import Interrupted, RunError, UsageError, first_line
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -266,6 +266,8 @@ def _prepare(builder, dataset: str, where: Path) -> None:
         # TensorFlow Datasets tells of a download, and of sizes that it does not know.
         with contextlib.nullcontext() if source else contextlib.redirect_stdout(None):
             builder.download_and_prepare()
+    except Interrupted:
+        raise
     except Exception as error:  # the many ways in which a download fails
         if source:
             raise UsageError(_missing(dataset, where, first_line(error))) from error

@@ -1,1 +1,1 @@
-"""Evaluation of encoders and dreams: pure functions of NumPy arrays and a seed."""
+"""Evaluation of encoders and dreams: the measures, applied to runs and exports."""

@@ -1,9 +1,9 @@
 """What an evaluation is told."""
 
 import dataclasses
-import difflib
+from pathlib import Path
 
-from ad_keras.cli import flag, require
+from ad_keras.cli import flag, require, require_known
 from ad_keras.errors import UsageError
 
 METRICS = {
@@ -92,12 +92,7 @@ class EvaluateConfig:
             raise UsageError(
                 "name one of --run_dir (the folder of a run) and --export (of exported networks)."
             )
-        for name in self.metrics:
-            if name not in METRICS and name != "all":
-                near = difflib.get_close_matches(name, METRICS, n=2) or list(METRICS)
-                raise UsageError(
-                    f"--metrics={name} is not a metric. Did you mean {' or '.join(near)}?"
-                )
+        require_known(self, "metrics", [*METRICS, "all"])
         if not self.metrics:
             raise UsageError(f"--metrics is empty: it is all, or a list of {', '.join(METRICS)}.")
         if self.held_out and len(self.run_dir) > 1:
@@ -107,6 +102,9 @@ class EvaluateConfig:
         for name, least in (("num_dreams", 1), ("probe_seeds", 1), ("seed", 0), ("epoch", 0)):
             require(self, name, getattr(self, name) >= least, f"at least {least}")
         require(self, "seed", self.seed < 2**32, "below 2**32, for t-SNE")
+        if self.inception_weights:
+            usable = self.features == "inception" and Path(self.inception_weights).is_file()
+            require(self, "inception_weights", usable, "a file, with --features=inception")
 
     @property
     def chosen_metrics(self) -> list[str]:

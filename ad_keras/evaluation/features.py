@@ -19,7 +19,7 @@ from sklearn.utils import gen_batches
 from tqdm import tqdm
 
 from ad_keras.data import ImageSet, batches, reachable
-from ad_keras.errors import RunError, UsageError
+from ad_keras.errors import Interrupted, RunError, UsageError
 
 _SEED = 0  # of the classifier's weights, dropout and order
 _VERSION = 1  # of the classifier; a change of its layers or training needs a new number
@@ -134,8 +134,6 @@ def inception_features(folder: Path, weights: str | None = None) -> FeatureExtra
             f"be reached: bring the file {_WEIGHTS_FILE} from there and name it with "
             "--inception_weights=PATH, or use --features=classifier."
         )
-    if weights is not None and not Path(weights).is_file():
-        raise UsageError(f"--inception_weights={weights} is not a file.")
     images = keras.Input((None, None, 3), dtype="uint8", name="images")
     resized = keras.layers.Resizing(_INCEPTION_SIZE, _INCEPTION_SIZE, dtype="float32")(images)
     signed = keras.layers.Rescaling(1 / 127.5, -1.0, dtype="float32")(resized)
@@ -149,7 +147,9 @@ def inception_features(folder: Path, weights: str | None = None) -> FeatureExtra
                 weights=weights or "imagenet",
                 input_shape=(_INCEPTION_SIZE, _INCEPTION_SIZE, 3),
             )
-    except (OSError, ValueError, KeyError, UserWarning) as error:
+    except Interrupted:
+        raise
+    except Exception as error:  # the many ways in which a download fails
         if weights is None:
             raise RunError(f"Inception's weights cannot be downloaded ({error}).") from error
         raise UsageError(

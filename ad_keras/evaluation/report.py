@@ -66,7 +66,8 @@ def combine(results: Sequence[dict]) -> dict:
         results: at least two, as `evaluate` makes them.
 
     Returns:
-        The same with, for each metric, `values` of each run (None where it lacks the metric), and
+        The same with, for each metric, `values` of each run (None where it lacks the metric, or
+        measured it otherwise than others, such as with more probe seeds or in other features), and
         by figure their `mean` and `sem` (the deviation has n - 1) over the runs that have it.
         `lacking` names what some of the runs do not have, such as an early epoch.
     """
@@ -84,7 +85,7 @@ def combine(results: Sequence[dict]) -> dict:
         "metrics": {
             name: {
                 "protocol": entry["protocol"],
-                "values": [result["metrics"].get(name, {}).get("values") for result in results],
+                "values": [_values(result, name, entry["protocol"]) for result in results],
                 "mean": {},
                 "sem": {},
             }
@@ -192,6 +193,14 @@ def log(results: dict, folder: Path) -> None:
             else:
                 tf.summary.scalar(f"{tag}/{row.figure}".rstrip("/"), row.value)
     writer.close()
+
+
+def _values(result: dict, metric: str, protocol: dict) -> dict | None:
+    """Values of a metric, if a run has it and measured it by this protocol."""
+    entry = result["metrics"].get(metric, {"protocol": {}, "values": None})
+    details = {name: entry["protocol"].get(name, detail) for name, detail in protocol.items()}
+    of_runs = {"text": None, "gaps": None, "early_epoch": None}
+    return entry["values"] if details | of_runs == protocol | of_runs else None
 
 
 def _by_run(results: dict, metric: str) -> list[dict | None]:

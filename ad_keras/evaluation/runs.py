@@ -135,6 +135,8 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
     beside = folders[0].resolve().parent / f"evaluation-{name}-{config.condition}"
     folder = Path(flags.output_dir) if flags.output_dir else beside
     combined = report.combine(results)
+    for name in ("confusion", *METRICS):  # of an earlier evaluation
+        (folder / "figures" / f"{name}.png").unlink(missing_ok=True)
     report.write(combined, folder)
     return combined, folder
 

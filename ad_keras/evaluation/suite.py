@@ -496,7 +496,7 @@ def dreams(model: PAD, memories: np.ndarray, perceived: np.ndarray, seed: int) -
         each image by a draw of its own) and `rem`, each uint8 [N, H, W, C].
     """
     # Each memory is mixed with its neighbour.
-    mixed = model.mixing(memories, np.roll(memories, 1, axis=0), [seed, 0])
+    mixed = model.mixing(memories, np.roll(memories, 1, axis=0), tf.constant([seed, 0], tf.int64))
     replayed = _generate(model, mixed if model.nrem_memories == "mixed" else memories)
     return {
         "reconstructions": to_pixels(_generate(model, perceived)).numpy(),

@@ -254,13 +254,20 @@ class Chain(Part):
     """Perturbations one after the other.
 
     Args:
-        perturbations: any, `Occlusion` and your own included.
+        perturbations: any, `Occlusion` and your own included, but no layers: their weights would
+            be neither trained nor saved.
+
+    Raises:
+        ValueError: if one is a layer.
     """
 
     def __init__(
         self, perturbations: Sequence[Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]
     ) -> None:
         self.perturbations = list(perturbations)
+        for part in self.perturbations:
+            layer = isinstance(part, keras.layers.Layer)
+            require(not layer, "perturbations", part, "no layer: give it to PAD alone")
 
     def __call__(self, images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         """Perturbs images [B, H, W, C] in [-1, 1]; each perturbation has a key of its own."""

@@ -120,8 +120,10 @@ class EpisodicHippocampus(Hippocampus):
         ordinals = self.seen.value + tf.range(tf.cast(count, tf.int64))
         places = ordinals % self.capacity
         if self.replacement == "reservoir":
-            numbers = draws.uniform([count], draws.fold_in([self.seed, 0], self.seen.value))
-            chosen = tf.cast(numbers, tf.float64) * tf.cast(ordinals + 1, tf.float64)
+            key = draws.fold_in([self.seed, 0], self.seen.value)
+            high, low = tf.unstack(tf.cast(draws.uniform([2, count], key), tf.float64))
+            # One number has 23 bits, too few for the places of a long run.
+            chosen = (high + low * 2.0**-23) * tf.cast(ordinals + 1, tf.float64)
             places = tf.where(ordinals < self.capacity, ordinals, tf.cast(chosen, tf.int64))
         # A place that several want keeps the last of them; one beyond the capacity keeps none.
         wanted = tf.cast(places, tf.int32) == tf.range(self.capacity)[:, None]

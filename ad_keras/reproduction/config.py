@@ -1,10 +1,9 @@
 """What a reproduction is told."""
 
 import dataclasses
-import difflib
 from pathlib import Path
 
-from ad_keras.cli import flag, same_flag
+from ad_keras.cli import flag, require_known, same_flag
 from ad_keras.errors import UsageError
 from ad_keras.evaluation.config import EvaluateConfig
 from ad_keras.evaluation.published import LINEAR_SEPARABILITY
@@ -87,12 +86,7 @@ class ReproduceConfig:
     )
 
     def __post_init__(self):
-        for name in self.conditions:
-            if name not in CONDITIONS:
-                near = difflib.get_close_matches(name, CONDITIONS, n=2) or list(CONDITIONS)
-                raise UsageError(
-                    f"--conditions={name} is not a condition. Did you mean {' or '.join(near)}?"
-                )
+        require_known(self, "conditions", CONDITIONS)
         for seed in self.seeds:
             if not (seed.isascii() and seed.isdigit()):
                 raise UsageError(f"--seeds={seed} is not possible: seeds are whole numbers from 0.")

@@ -5,9 +5,9 @@ import collections
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,15 +23,7 @@ from ad_keras.evaluation import plots
 from ad_keras.evaluation.plots import readable
 from ad_keras.evaluation.published import SEEDS, differences, sample
 from ad_keras.evaluation.suite import OF_DREAMS
-from ad_keras.measures.statistics import (
-    CONTRADICTED,
-    ONE_SEED,
-    UNDECIDED,
-    Comparison,
-    Summary,
-    compare,
-    summarise,
-)
+from ad_keras.measures import statistics
 from ad_keras.reproduction import findings
 from ad_keras.reproduction.config import PHASES
 from ad_keras.reproduction.findings import AREA, FIRST, LOST, NOT_MEASURED, Finding
@@ -52,9 +44,9 @@ _TESTS = (
 )
 _NOT_COUNTED = "These are not counted among the claims."
 _REST = {
-    CONTRADICTED: "contradicted",
-    UNDECIDED: "undecided",
-    ONE_SEED: "not judged for want of seeds",
+    statistics.CONTRADICTED: "contradicted",
+    statistics.UNDECIDED: "undecided",
+    statistics.ONE_SEED: "not judged for want of seeds",
     NOT_MEASURED: "not measured",
 }
 _READOUTS = {**READOUTS, "knn": ""}
@@ -125,7 +117,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         The runs, in the order of the paper's conditions and of the seeds.
 
     Raises:
-        UsageError: if a file cannot be read, or the runs differ in more than condition and seed.
+        UsageError: if a file cannot be read, or the runs differ in more than condition and seed,
+            or not in these.
     """
     runs = [
         Run(folder, load_config(folder), read_history(folder), _read_results(folder))
@@ -143,7 +136,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
                     f"{before[name]} and {now[name]}. Report on them one by one."
                 )
     places = list(CONDITIONS)
-    return sorted(runs, key=lambda run: (places.index(run.config.condition), run.config.seed))
+    runs.sort(key=lambda run: (places.index(run.config.condition), run.config.seed))
+    for one, other in itertools.pairwise(runs):
+        if one.name == other.name:
+            raise UsageError(f"{one.folder} and {other.folder} are of the same condition and seed.")
+    return runs
 
 
 def write_report(
@@ -164,8 +161,9 @@ def write_report(
     """
     sections = _Report(runs, failed).sections()
     title = f"Perturbed and adversarial dreaming on {Path(runs[0].config.dataset).name}"
-    shutil.rmtree(folder / "pictures", ignore_errors=True)
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for old in (folder / "pictures").glob("*.png"):
+        old.unlink()
     for picture in (picture for section in sections for picture in section.pictures):
         (folder / "pictures" / f"{picture.name}.png").write_bytes(picture.png)
     write_atomically(folder / "report.md", _markdown(title, sections, command))
@@ -197,13 +195,12 @@ class _Report:
         self.seeds = collections.Counter(run.config.condition for run in self.runs)
         self.chance = findings.chance(self.runs[0].results)
         # Of the networks in whose features dreams were compared, where they were.
-        digests = {
-            run.name: run.results["features"].get("weights")
-            for run in self.runs
-            if "features" in run.results
-        }
+        features = {r.name: r.results["features"] for r in self.runs if "features" in r.results}
+        digests = {name: network.get("weights") for name, network in features.items()}
         counted = collections.Counter(digests.values())
         shared = max(counted, key=counted.get, default=None)
+        named = (features[name]["name"] for name in digests if digests[name] == shared)
+        self.features = next(named, None)
         frames = []
         for run in runs:
             of = run.config.condition, run.config.seed
@@ -311,7 +308,7 @@ class _Report:
         ours, published = self._accuracies(condition), sample(self.dataset, condition)
         if not own or any(map(_differences, own)) or published is None or not len(ours):
             return []
-        comparison = compare(ours, published)
+        comparison = statistics.compare(ours, published)
         z = "" if math.isnan(comparison.z) else f"{comparison.z:+.1f}"
         return [_figure(published), _difference(comparison, True), z]
 
@@ -366,10 +363,9 @@ class _Report:
             shown.append(Picture(f"dreams_epoch_{epoch}", caption, png))
         fid = self._at("fid").assign(group=lambda f: f.condition, series=lambda f: f.of)
         panels = {readable(kind): fid[fid.figure == kind] for kind in ("nrem", "rem")}
-        features = self.runs[0].results.get("features", {}).get("name")
         caption = (
-            f"FID of dreams, early (epoch 1) and late, in features of: {features}. Values can only "
-            "be compared with others of the same features, not with the paper's."
+            f"FID of dreams, early (epoch 1) and late, in features of: {self.features}. Values can "
+            "only be compared with others of the same features, not with the paper's."
         )
         floor = fid[fid.of == "test_images"].value.mean()
         shown += _picture("fid", caption, plots.bars, panels, "FID", floor)
@@ -510,10 +506,10 @@ def _picture(name: str, caption: str, draw, panels: dict, *arguments, **options)
 
 
 def _figure(values: Sequence[float], percent: bool = True) -> str:
-    return _number(summarise(values) if len(values) else None, percent)
+    return _number(statistics.summarise(values) if len(values) else None, percent)
 
 
-def _number(summary: Summary | None, percent: bool) -> str:
+def _number(summary: statistics.Summary | None, percent: bool) -> str:
     if summary is None:
         return NOT_MEASURED
     scale, digits, unit = (100.0, 2, " %") if percent else (1.0, 3, "")
@@ -521,13 +517,14 @@ def _number(summary: Summary | None, percent: bool) -> str:
     return f"{scale * summary.mean:.{digits}f}{error}{unit} ({summary.count})"
 
 
-def _difference(comparison: Comparison | None, percent: bool) -> str:
+def _difference(comparison: statistics.Comparison | None, percent: bool) -> str:
     if comparison is None:
         return ""
     scale, digits = (100.0, 2) if percent else (1.0, 3)
     shown = f"{scale * comparison.difference:+.{digits}f}"
     if math.isnan(comparison.low):
-        return f"{shown} ({'one seed' if comparison.verdict == ONE_SEED else 'without scatter'})"
+        reason = "one seed" if comparison.verdict == statistics.ONE_SEED else "without scatter"
+        return f"{shown} ({reason})"
     return f"{shown} [{scale * comparison.low:+.{digits}f}, {scale * comparison.high:+.{digits}f}]"
 
 
@@ -546,8 +543,9 @@ def _markdown(title: str, sections: Sequence[Section], command: str) -> str:
 def _read_results(folder: Path) -> dict | None:
     file = folder / "results.json"
     try:
-        return json.loads(file.read_text())
+        results = json.loads(file.read_text())
+        return results if results["dataset"] == results["trained_on"] else None
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UsageError(f"{file} cannot be read ({error}): delete it.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} cannot be read ({error!r}): delete it.") from error

@@ -165,8 +165,8 @@ class Guard(keras.callbacks.Callback):
         told = (
             "the state is saved. The same command, without --overwrite, continues from here."
             if self._saves
-            else "this worker stops, and with it the others. Starting all of them again continues "
-            "from the chief's last checkpoint."
+            else "this worker stops, and with it the others. Starting all of them again, "
+            "without --overwrite, continues from the chief's last checkpoint."
         )
         raise Interrupted(
             f"{signal.Signals(self._signal).name} at step {self._steps.step}: {told}",
@@ -176,4 +176,5 @@ class Guard(keras.callbacks.Callback):
     def note(self, number: int, _frame) -> None:
         """Handles a signal, as `signal.signal` calls it."""
         self._signal = number
-        signal.signal(number, signal.SIG_DFL)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)

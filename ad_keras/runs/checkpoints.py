@@ -124,10 +124,8 @@ class Checkpoints:
 
     def advice(self) -> str:
         """What to say when training diverged."""
-        return (
-            f"{self._newest()} Lower --encoder_learning_rate and --generator_learning_rate and "
-            "start again with --overwrite."
-        )
+        rates = "--encoder_learning_rate and --generator_learning_rate"
+        return f"{self._newest()} Lower {rates} in a new run."
 
     def _newest(self) -> str:
         for path in self._recent_paths():

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from ad_keras.compute.layers import builtin
 from ad_keras.data.pixels import to_pixels
-from ad_keras.errors import UsageError
+from ad_keras.errors import UsageError, first_line
 from ad_keras.pad.model import PAD
 from ad_keras.runs.config import Config
 
@@ -137,8 +138,10 @@ def load_encoder(path: str | Path) -> keras.Model:
         raise UsageError(f"{path} is not an export: it has no encoder.keras.")
     try:
         return keras.saving.load_model(file, compile=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{file} cannot be read ({error}): export it again.") from error
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f"{file} cannot be read ({first_line(error)}): export it again."
+        ) from error
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> keras.Model:

@@ -104,7 +104,7 @@ def open_run(
                     f"{folder} holds something that is no {kind.name}, which --overwrite would "
                     f"delete: choose another {kind.flag}."
                 )
-            for name in (kind.flags_file, *kind.content):
+            for name in (*kind.content, kind.flags_file):  # which make it a run to the end
                 for path in folder.glob(name):
                     shutil.rmtree(path, ignore_errors=True)
                     path.unlink(missing_ok=True)
@@ -189,7 +189,7 @@ def failures_explained(folder: Path) -> Iterator[None]:
             raise
         raise RunError(
             f"the run in {folder} failed: {first_line(error)}.{disk_question(error)} What was "
-            "saved is kept, and the same command continues."
+            "saved is kept. The same command, without --overwrite, continues."
         ) from error
 
 

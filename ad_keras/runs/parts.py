@@ -8,17 +8,23 @@ import keras
 from ad_keras.pad.model import PAD
 
 _NETWORKS = ("encoder", "generator")
+_OF_LAYERS = ("activation", "negative_slope", "strides", "padding")
 # Names may be numbered anew in each process; the precision of what is restored is another.
 _PASSING = ("name", "dtype")
 
 
 def describe_model(model: PAD) -> dict:
-    """The parts of a compiled model, its settings and the shapes of its weights, as in JSON."""
+    """A compiled model's class, parts and settings, its layers and weights' shapes, as in JSON."""
     config, compiled = model.get_config(), model.get_compile_config()
+    config["class_name"] = type(model).__name__
     described = {name: value for name, value in config.items() if name not in _NETWORKS}
     for network in _NETWORKS:
-        weights = getattr(model, network).weights
-        described[network] = [f"{weight.name} {list(weight.shape)}" for weight in weights]
+        parts = getattr(model, network)
+        described[network] = [f"{weight.name} {list(weight.shape)}" for weight in parts.weights]
+        described[f"{network}_layers"] = [
+            f"{type(layer).__name__} {[layer.get_config().get(name) for name in _OF_LAYERS]}"
+            for layer in parts.layers
+        ]
         described[f"{network}_optimizer"] = compiled[f"{network}_optimizer"]
     return _lasting(json.loads(json.dumps(described, default=keras.saving.serialize_keras_object)))
 
@@ -30,15 +36,15 @@ def difference(before: dict, now: dict) -> str:
         name: setting.default
         for name, setting in inspect.signature(PAD).parameters.items()
         if name in now and isinstance(setting.default, (int, float))
-    }
+    } | {name: now[name] for name in now if name.endswith(("_layers", "class_name"))}
     before = {**later, **before}
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     told = []
     for name in names:
         first, second = before.get(name), now.get(name)
-        if name in _NETWORKS and first and second:
+        if name.removesuffix("_layers") in _NETWORKS and first and second:
             pairs = [pair for pair in zip(first, second, strict=False) if pair[0] != pair[1]]
-            counts = (f"{len(first)} weights", f"{len(second)} weights")
+            counts = (f"{len(first)} parts", f"{len(second)} parts")
             first, second = pairs[0] if pairs else counts
         told.append(f"{name} was {_phrase(first)} and is {_phrase(second)}")
     return "; ".join(told)

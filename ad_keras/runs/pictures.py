@@ -79,7 +79,8 @@ def rem_rows(model: PAD, images: np.ndarray, partners: np.ndarray, seed: int) ->
         partners: uint8 [N, H, W, 3], the older memories.
         seed: of the noise.
     """
-    mixed = model.mixing(_encode(model, images), _encode(model, partners), [seed, 2])
+    key = tf.constant([seed, 2], tf.int64)
+    mixed = model.mixing(_encode(model, images), _encode(model, partners), key)
     dreams = _generate(model, mixed)
     return [("newer memory", images), ("older memory", partners), ("dream", dreams)]
 

@@ -145,7 +145,7 @@ class Probe:
         if not np.isfinite(latents).all():
             raise RunError(
                 "the latents became infinite or NaN: lower --encoder_learning_rate and "
-                "--generator_learning_rate and start again with --overwrite."
+                "--generator_learning_rate in a new run."
             )
         parts = [part[rows] for rows in self._split for part in (latents, labels)]
         options = {"num_classes": len(self._train.class_names), "seed": self._seed}

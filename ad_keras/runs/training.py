@@ -105,8 +105,8 @@ def train(
     if begun:
         _refuse_other_data(config, records["data.json"])
         _refuse_shorter(config, steps_per_epoch)
+    named = bool(config.saved_model_dir)
     if export:
-        named = bool(config.saved_model_dir)
         check_export_folder(config.export_path, config.run_path, named=named)
     with failures_explained(config.run_path), cluster.strategy.scope():
         model = build(config)
@@ -148,7 +148,8 @@ def train(
             _fit(config, cluster, model, images, steps, guard, [*own, *callbacks])
             with model.averaged_weights():
                 gallery.embed(model)
-        if export:
+        if export:  # another run may have exported to this folder meanwhile
+            check_export_folder(config.export_path, config.run_path, named=named)
             export_networks(model, config.export_path, export_metadata(config, model))
         cluster.wait()  # only now may the others leave
     exported = config.export_path if export else None

@@ -68,21 +68,13 @@ member = module_of(MEMBER)
 
 @dataclasses.dataclass
 class Found:
-    """What one device, two devices and two workers did.
+    """What one device, two devices and two workers did, `trained` from the same states."""
 
-    Attributes:
-        trained: weights and losses by process, or by model for one device, from the same states.
-        runs: by model, what one device began and two replicas continued.
-        alone: by model, the history of that run on one device.
-        lost: run of two workers of which the second was killed.
-        told: exit status, stdout and stderr by process.
-    """
-
-    trained: dict[str, dict]
-    runs: dict[str, Config]
-    alone: dict[str, dict]
-    lost: Config
-    told: dict[str, tuple[int, str, str]]
+    trained: dict[str, dict]  # weights and losses by process; of one device, by model
+    runs: dict[str, Config]  # by model, what one device began and two replicas continued
+    alone: dict[str, dict]  # by model, the history of that run on one device
+    lost: Config  # run of two workers of which the second was killed
+    told: dict[str, tuple[int, str, str]]  # exit status, stdout and stderr by process
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +258,17 @@ def test_a_disk_of_its_own_is_told_to_the_worker(tiny, quick_train, tmp_path, mo
 def test_a_wrong_cluster_description_is_a_usage_error(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UsageError, match=r"does not describe a worker of a cluster"):
+        connect.__wrapped__("auto")
+
+
+def test_a_cluster_that_tensorflow_cannot_make_is_a_usage_error(monkeypatch):
+    def fail():
+        raise tf.errors.UnknownError(None, None, "Could not start gRPC server")
+
+    workers = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(workers))
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", fail)
+    with pytest.raises(UsageError, match=r"TF_CONFIG=.* cannot be used: Could not start gRPC"):
         connect.__wrapped__("auto")
 
 

@@ -92,12 +92,8 @@ def test_other_layers_are_their_own_builtin():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"strides": 1},
-        {"activation": "relu"},
-        {"padding": "valid"},
-        {"use_bias": False},
-        {"kernel_size": 3},
-        {"size": (7, 9)},
+        *({"strides": 1}, {"activation": "relu"}, {"padding": "valid"}, {"use_bias": False}),
+        *({"kernel_size": 3}, {"size": (7, 9)}),
     ],
 )
 @pytest.mark.parametrize("ours", [Convolution, TransposedConvolution])

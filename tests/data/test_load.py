@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ad_keras import data
-from ad_keras.errors import RunError, UsageError
+from ad_keras.errors import Interrupted, RunError, UsageError
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:
@@ -165,10 +165,6 @@ class TestFolder:
 
 
 class TestNames:
-    @pytest.mark.parametrize("name", [*data.DATASETS, "synth_digits/1k"])
-    def test_known_name_is_no_folder(self, name):
-        assert data.resolve(name) is None
-
     def test_known_name_wins_over_a_folder_that_a_path_still_reaches(self, tmp_path, monkeypatch):
         (tmp_path / "mnist").mkdir()
         monkeypatch.chdir(tmp_path)
@@ -178,12 +174,8 @@ class TestNames:
     @pytest.mark.parametrize(
         ("name", "nearest"),
         [
-            ("svnh", "svhn"),
-            ("cifar", "cifar10"),
-            ("cifar100", "cifar10"),
-            ("MNIST", "mnist"),
-            ("fashion-mnist", "fashion_mnist"),
-            ("synthdigits", "synth_digits"),
+            *(("svnh", "svhn"), ("cifar", "cifar10"), ("cifar100", "cifar10"), ("MNIST", "mnist")),
+            *(("fashion-mnist", "fashion_mnist"), ("synthdigits", "synth_digits")),
             ("mnist/3.0.1", "mnist"),
         ],
     )
@@ -251,13 +243,6 @@ def damaged_mnist(prepared_mnist, tmp_path):
     return shutil.copytree(prepared_mnist, tmp_path / "tfds")
 
 
-@pytest.fixture
-def no_network(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    for name in data._SOURCES:
-        monkeypatch.setitem(data._SOURCES, name, "http://127.0.0.1:1")
-
-
 class TestPrepared:
     def test_grey_images_get_three_channels_and_the_size_of_the_networks(
         self, prepared_mnist, digits
@@ -312,19 +297,16 @@ class TestPrepared:
 
     @pytest.mark.parametrize("name", ["svhn", "cifar10", "mnist", "fashion_mnist"])
     def test_set_that_is_out_of_reach_is_one_line_within_ten_seconds(
-        self, name, tmp_path, no_network
+        self, name, tmp_path, monkeypatch
     ):
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setitem(data._SOURCES, name, "http://127.0.0.1:1")
         started = time.monotonic()
         message = refusal(UsageError, name, "train", data_dir=str(tmp_path))
         assert time.monotonic() - started < 10
         full_name = data.DATASETS[name]
-        for part in (
-            f"--dataset={name} ",
-            str(tmp_path / full_name),
-            f"tfds build {full_name}",
-            "--data_dir",
-            "synth_digits",
-        ):
+        told = f"--dataset={name} ", str(tmp_path / full_name), f"tfds build {full_name}"
+        for part in (*told, "--data_dir", "synth_digits"):
             assert part in message
 
     def test_server_that_never_answers_is_out_of_reach(self, tmp_path, monkeypatch):
@@ -351,6 +333,16 @@ class TestPrepared:
         message = refusal(UsageError, "mnist", "train", data_dir=str(tmp_path))
         assert "Checksum differs" in message
         assert "tfds build mnist" in message
+
+    def test_interrupted_preparation_is_an_interruption(self, tmp_path, monkeypatch):
+        import tensorflow_datasets as tfds
+
+        def stop(builder, **_):
+            raise Interrupted("SIGINT: the same command continues.", 130)
+
+        monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", stop)
+        with pytest.raises(Interrupted, match="SIGINT: the same"):
+            data.load("synth_digits/1k", "train", data_dir=str(tmp_path))
 
     def test_set_that_cannot_be_generated_names_the_folder(self, tmp_path, monkeypatch):
         import tensorflow_datasets as tfds

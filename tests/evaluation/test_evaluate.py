@@ -56,12 +56,8 @@ def single(runs, cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "_train", lambda *_: None)  # features of any network will do
         patch.setattr(suite, "TILES", (4,))
-        main(
-            [
-                *("evaluate", f"--run_dir={folder}", f"--cache_dir={cache}"),
-                *(f"--metrics={METRICS}", "--probe_seeds=2"),
-            ]
-        )
+        flags = (f"--run_dir={folder}", f"--cache_dir={cache}", f"--metrics={METRICS}")
+        main(["evaluate", *flags, "--probe_seeds=2"])
     return results_in(folder)
 
 

@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 
 from ad_keras.data import ImageSet
-from ad_keras.errors import UsageError
+from ad_keras.errors import RunError, UsageError
 from ad_keras.evaluation import features
-from ad_keras.evaluation.features import (
-    FeatureExtractor,
-    classifier_features,
-    inception_features,
-    reference_rows,
-)
+from ad_keras.evaluation.features import FeatureExtractor, classifier_features, inception_features
 from ad_keras.measures.distribution import fid
 
 SIZE = 16
@@ -87,7 +82,7 @@ def test_classifier_is_not_fitted_on_the_reference(sets, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "_train", lambda _, images, labels: given.append(images))
     train, test = sets
     classifier_features(train, test, tmp_path)
-    rows = reference_rows(train)
+    rows = features.reference_rows(train)
     assert len(set(rows)) == 64
     both = np.concatenate([given[0], train.images[rows]])
     assert sorted(image.tobytes() for image in both) == sorted(i.tobytes() for i in train.images)
@@ -95,7 +90,7 @@ def test_classifier_is_not_fitted_on_the_reference(sets, tmp_path, monkeypatch):
 
 def test_the_reference_of_large_data_sets_is_the_papers_10000():
     large = ImageSet(np.zeros((50_000, 1, 1, 3), np.uint8), None, ())
-    assert len(set(reference_rows(large))) == 10_000
+    assert len(set(features.reference_rows(large))) == 10_000
 
 
 @pytest.mark.filterwarnings("ignore:Exception while loading")
@@ -133,6 +128,16 @@ def test_inception_without_network_and_file_names_the_ways_out(monkeypatch, tmp_
     with pytest.raises(UsageError, match=r"--inception_weights=PATH.*--features=classifier"):
         inception_features(tmp_path)
     assert time.monotonic() - started < 10
+
+
+def test_failed_download_of_inception_is_one_line(monkeypatch, tmp_path):
+    def fail(**_):
+        raise Exception("URL fetch failure on https://nowhere.invalid: 404 -- Not Found")
+
+    monkeypatch.setattr(features, "reachable", lambda address: True)
+    monkeypatch.setattr(keras.applications, "InceptionV3", fail)
+    with pytest.raises(RunError, match=r"cannot be downloaded .*404"):
+        inception_features(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, b"no weights"])

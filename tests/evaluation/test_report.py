@@ -105,11 +105,14 @@ def test_runs_in_folders_of_one_name_are_told_apart_by_their_seeds():
 
 
 def test_runs_with_other_metrics_are_combined_as_far_as_they_go():
-    second = result(1)
+    first, second = result(), result(1, 0.1)
     del second["metrics"]["knn"]
-    combined = report.combine([result(0), second])
-    assert combined["lacking"] == {"seed1": ["knn trained"]}
+    for seeds, each in ((5, first), (2, second)):  # so that the other's cannot be averaged with it
+        each["metrics"]["occlusion"]["protocol"]["probe_seeds"] = seeds
+    combined = report.combine([second, first])
+    assert combined["lacking"] == {"seed1": ["occlusion tile_4", "knn trained"]}
     assert combined["metrics"]["knn"]["mean"] == {"trained": 0.52}
+    assert combined["metrics"]["occlusion"]["mean"]["tile_4/0.3"] == 0.33
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

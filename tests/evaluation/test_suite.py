@@ -303,13 +303,6 @@ def test_images_of_another_size_are_refused(subject, tmp_path):
         Suite(model, halves, test, tmp_path)
 
 
-def test_metrics_that_need_labels_are_named(subject):
-    _, _, train, test = subject
-    bare = ImageSet(train.images, None, ())
-    with pytest.raises(UsageError, match=r"no labels, which probe, knn need"):
-        check(["probe", "pca", "knn"], bare, ImageSet(test.images, None, ()), 100)
-
-
 @pytest.mark.parametrize("left", [20, 1])
 def test_a_small_class_has_fewer_pairs_of_distances(subject, tmp_path, left):
     model, _, train, test = subject

@@ -147,6 +147,8 @@ def test_a_chain_applies_its_parts_in_order_with_keys_of_their_own():
     batch = images()
     darker = Colour(0.9)
     chained = Chain([darker, darker])(batch, KEY)
+    with pytest.raises(ValueError, match="must be no layer"):
+        Chain([keras.layers.GaussianNoise(0.1)])
     assert repr(Chain([Flip(1.0), Grey(0.2)])) == (
         "Chain(perturbations=[Flip(probability=1.0), Grey(probability=0.2)])"
     )

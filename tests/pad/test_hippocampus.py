@@ -122,6 +122,16 @@ def test_a_reservoir_is_a_uniform_sample_of_all_that_was_stored():
     assert 1e-3 < stats.chi2(batches - 1).cdf(statistic) < 1 - 1e-3
 
 
+def test_a_reservoir_reaches_all_its_places_after_many_latents():
+    memory = EpisodicHippocampus(2**10, "reservoir")
+    memory.build((None, 1))
+    for memory.seed in range(1000):
+        memory.seen.assign(2**25)
+        memory.store(tf.ones((2**10, 1)))
+    reached = np.flatnonzero(memory.latents.numpy())
+    assert set(reached % 4) == {0, 1, 2, 3}
+
+
 def test_an_associative_memory_completes_a_partial_cue_to_the_stored_latent():
     stored = latents(3, 16, 64)
     hippocampus = AssociativeHippocampus(16, beta=60.0, cue=0.5)

@@ -11,16 +11,7 @@ import tensorflow as tf
 
 import ad_keras
 import ad_keras.pad.perturbations
-from ad_keras import (
-    PAD,
-    Hippocampus,
-    Minimax,
-    Mixing,
-    Occlusion,
-    Part,
-    build_encoder,
-    build_generator,
-)
+from ad_keras import PAD, Hippocampus, Minimax, Mixing, Occlusion, build_encoder, build_generator
 from ad_keras.compute import replicas
 from ad_keras.compute.layers import builtin
 from ad_keras.compute.optimizers import FusedAdam
@@ -158,7 +149,7 @@ def record(monkeypatch, owner, name):
 
 
 @keras.saving.register_keras_serializable("tests")
-class Darker(Part):
+class Darker(ad_keras.Part):
     """A perturbation."""
 
     def __init__(self, factor=0.5):

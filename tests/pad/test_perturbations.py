@@ -37,11 +37,6 @@ def test_occlude_greys_what_the_mask_hides_and_keeps_the_rest():
     np.testing.assert_array_equal(occlude(tf.constant(images), tf.constant(mask)), expected)
 
 
-def test_occlude_keeps_half_precision():
-    images = tf.ones([1, 4, 4, 3], tf.bfloat16)
-    assert occlude(images, tf.ones([1, 4, 4, 1])).dtype == tf.bfloat16
-
-
 @pytest.mark.parametrize("tile", [1, 2, 3, 5, 8, 32, 40])
 @pytest.mark.parametrize(("height", "width"), [(SIZE, SIZE), (12, 20)])
 def test_masks_are_made_of_whole_tiles_that_the_border_cuts(tile, height, width):

@@ -41,6 +41,8 @@ def reported(save_runs, tmp_path_factory):
     points = pd.DataFrame({"x": range(40), "y": range(40), "label": [n % 10 for n in range(40)]})
     (folder / "full-seed0" / "figures").mkdir()
     points.to_csv(folder / "full-seed0" / "figures" / "pca.csv", index=False)
+    (folder / "pictures" / "run").mkdir(parents=True)
+    (folder / "pictures" / "old.png").touch()
     main(["reproduce", f"--results_dir={folder}"])
     return folder
 
@@ -88,7 +90,8 @@ def test_the_page_and_the_markdown_say_the_same(reported):
 def test_the_pictures_of_the_markdown_exist(reported):
     named = re.findall(r"!\[.*\]\((.*)\)", (reported / "report.md").read_text())
     assert len(named) == 6
-    assert {reported / name for name in named} == set((reported / "pictures").iterdir())
+    others = {reported / "pictures" / "run"}  # a folder, which might be a run's
+    assert {reported / name for name in named} | others == set((reported / "pictures").iterdir())
 
 
 def test_it_opens_with_one_sentence_and_what_it_rests_on(reported):
@@ -183,13 +186,13 @@ def test_what_is_missing_is_named_and_left_out(report_of):
     def damage(folder):
         (folder / "no_rem-seed1" / "results.json").unlink()
         edited(folder / "full-seed0" / "results.json", epochs=20)
+        edited(folder / "full-seed3" / "results.json", dataset="svhn")
 
-    text = report_of(("full", "no_rem"), seeds=(0, 1, 2), change=damage, failed=["x failed: why"])
-    assert (
-        "| What is left out? | x failed: why; PAD, seed 0 (not measured at epoch 50); w/o REM, "
-        "seed 1 (not measured at epoch 50) |"
-    ) in text
-    assert "| With how many seeds? | PAD 2, w/o REM 2 |" in text
+    text = report_of(("full", "no_rem"), seeds=range(4), change=damage, failed=["x failed: why"])
+    lacking = ("PAD, seed 0", "PAD, seed 3", "w/o REM, seed 1")
+    lacking = "; ".join(f"{run} (not measured at epoch 50)" for run in lacking)
+    assert f"| What is left out? | x failed: why; {lacking} |" in text
+    assert "| With how many seeds? | PAD 2, w/o REM 3 |" in text
 
 
 def test_dreams_are_not_compared_in_features_of_other_weights(report_of):
@@ -244,6 +247,10 @@ def test_what_cannot_be_reported_is_told_in_one_line(refusal, save_runs, tmp_pat
     assert "--base_filters is 64 and 8" in refusal(main, f"--results_dir={folder}")
     other = save_runs(tmp_path / "b", ("full",), (0,), kl_weight=0.5)
     assert "of none of the paper's conditions" in refusal(main, f"--results_dir={other}")
+    twice = save_runs(tmp_path / "c", ("full",))
+    (twice / "full-seed3").rename(twice / "copy")
+    edited(twice / "copy" / "flags.json", seed=2)
+    assert "are of the same condition and seed" in refusal(main, f"--results_dir={twice}")
 
 
 def test_runs_of_equal_updates_are_compared_at_the_full_models_epoch_and_say_theirs(report_of):

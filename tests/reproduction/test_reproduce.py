@@ -49,18 +49,10 @@ def workplace(cheap, shapes, tmp_path_factory):
 
 def reproduction(folder: Path, **changes) -> ReproduceConfig:
     settings = {
-        "dataset": str(folder / "shapes"),
-        "conditions": ("full", "no_rem"),
-        "base_filters": 4,
-        "latent_dim": 8,
-        "batch_size": 48,
-        "epochs": 2,
-        "probe_every": 0,
-        "num_dreams": 50,
-        "probe_seeds": 2,
-        "runs_dir": str(folder / "runs"),
-        "saved_models_dir": str(folder / "exports"),
-        "cache_dir": str(folder / "cache"),
+        **{"dataset": str(folder / "shapes"), "conditions": ("full", "no_rem"), "epochs": 2},
+        **{"base_filters": 4, "latent_dim": 8, "batch_size": 48, "probe_every": 0},
+        **{"num_dreams": 50, "probe_seeds": 2, "runs_dir": str(folder / "runs")},
+        **{"saved_models_dir": str(folder / "exports"), "cache_dir": str(folder / "cache")},
     }
     return ReproduceConfig(**{**settings, **changes})
 

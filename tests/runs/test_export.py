@@ -267,12 +267,13 @@ def test_a_folder_without_an_encoder_is_refused_by_name(tmp_path):
             load_encoder(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", None])
-def test_a_damaged_encoder_is_refused_by_name(exported, tmp_path, content):
+@pytest.mark.parametrize("damage", ["empty", "no archive", "cut", "flipped"])
+def test_a_damaged_encoder_is_refused_by_name(exported, tmp_path, damage):
     whole = (exported / "encoder.keras").read_bytes()
-    (tmp_path / "encoder.keras").write_bytes(
-        whole[: len(whole) // 2] if content is None else content
-    )
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 255
+    content = {"empty": b"", "cut": whole[: len(whole) // 2], "flipped": flipped}
+    (tmp_path / "encoder.keras").write_bytes(content.get(damage, b"no archive"))
     with pytest.raises(UsageError, match=r"encoder\.keras cannot be read .*export it again"):
         load_encoder(tmp_path)
 

@@ -5,13 +5,16 @@ import re
 import shutil
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import ad_keras
 from ad_keras import export
 from ad_keras.data import load
 from ad_keras.errors import UsageError
+from ad_keras.runs.config import Config
 from ad_keras.runs.training import train
 
 
@@ -75,6 +78,32 @@ class TestFinishedRun:
         assert read(tmp_path / "told") == before
         said = json.loads(Path("saved_models", "copy", "metadata.json").read_text())
         assert said["run"] == "copy"
+
+    def test_export_to_a_full_disk_is_one_line(self, copied, monkeypatch, outcome):
+        def fail(*_, **__):
+            raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+        monkeypatch.setattr(tf.saved_model, "save", fail)
+        status, _, error = outcome(export.main, f"--run_dir={copied.run_dir}")
+        assert status == 1
+        assert re.fullmatch("error: .* No space left on device. Is the disk full.*\n", error)
+
+    def test_export_of_a_run_that_was_trained_meanwhile_is_not_replaced(
+        self, copied, tmp_path, monkeypatch, quick_export
+    ):
+        monkeypatch.chdir(tmp_path)
+        longer = dataclasses.replace(copied, epochs=5, saved_model_dir=None)
+        other = tmp_path / "saved_models" / "run" / "metadata.json"
+
+        def export_other(logs):
+            other.parent.mkdir(parents=True)
+            (tmp_path / "other").mkdir()
+            other.write_text(json.dumps({"flags": dataclasses.asdict(Config(run_dir="other"))}))
+
+        meanwhile = keras.callbacks.LambdaCallback(on_train_end=export_other)
+        with pytest.raises(UsageError, match="is the export of another run, other"):
+            train(longer, [meanwhile])
+        assert [path.name for path in other.parent.iterdir()] == ["metadata.json"]
 
     @pytest.mark.parametrize(
         ("changes", "told"),
@@ -157,11 +186,6 @@ class TestRefusals:
         message = re.escape(told.format(**places))
         assert re.fullmatch(rf"error: {message}.*\n", error)
         assert sorted(tmp_path.rglob("*")) == before
-
-    def test_run_is_not_replaced_by_its_export(self, copied):
-        with pytest.raises(UsageError, match="saved_model_dir"):
-            train(dataclasses.replace(copied, saved_model_dir=copied.run_dir))
-        assert Path(copied.run_dir, "checkpoints", "recent", "step-24.index").is_file()
 
     @pytest.mark.parametrize("target", ["run", "run/../", ".", "run/checkpoints"])
     def test_export_that_would_replace_its_run_is_refused_before_training(

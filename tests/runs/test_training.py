@@ -20,7 +20,7 @@ from tensorboard.plugins import projector
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import ad_keras
-from ad_keras import data, dream, export
+from ad_keras import PAD, Hippocampus, data, dream, export
 from ad_keras import train as program
 from ad_keras.data import load, validation_split
 from ad_keras.errors import Interrupted, RunError, UsageError
@@ -28,6 +28,7 @@ from ad_keras.measures.latents import encode
 from ad_keras.measures.probe import linear_probe
 from ad_keras.runs import callbacks, reports
 from ad_keras.runs.build import build_model
+from ad_keras.runs.callbacks import Guard
 from ad_keras.runs.checkpoints import newest_step
 from ad_keras.runs.config import RUN_ONLY, Config
 from ad_keras.runs.parts import describe_model, difference
@@ -36,13 +37,9 @@ from ad_keras.runs.training import train
 
 SHEETS = ("wake", "nrem", "rem", "traversal")
 LOSSES = {
-    "wake/reconstruction_loss",
-    "wake/kl_loss",
-    "wake/external_loss",
-    "wake/external_probability",
-    "nrem/recovery_loss",
-    "rem/internal_loss",
-    "rem/external_probability",
+    *("wake/reconstruction_loss", "wake/kl_loss", "wake/external_loss"),
+    *("wake/external_probability", "nrem/recovery_loss"),
+    *("rem/internal_loss", "rem/external_probability"),
 }
 PROBE = "probe/validation_accuracy"
 
@@ -446,25 +443,19 @@ class TestDivergence:
         assert not reports.Probe(image, seed=0).possible
 
 
+OOM = "{{function_node f}} OOM when allocating tensor [Op:Conv2D] name: "
+GRAPH = (
+    "Graph execution error:\n\nDetected at node a/b defined at\n"
+    '  File "x.py", line 3, in f\n\nwrong shape\n\t [[{{node a/b}}]] [Op:g]'
+)
+
+
 class TestOtherFailures:
     @pytest.mark.parametrize(
         ("failure", "expected"),
         [
-            (
-                tf.errors.ResourceExhaustedError(
-                    None, None, "{{function_node f}} OOM when allocating tensor [Op:Conv2D] name: "
-                ),
-                "OOM when allocating tensor.",
-            ),
-            (
-                tf.errors.InvalidArgumentError(
-                    None,
-                    None,
-                    "Graph execution error:\n\nDetected at node a/b defined at\n"
-                    '  File "x.py", line 3, in f\n\nwrong shape\n\t [[{{node a/b}}]] [Op:g]',
-                ),
-                "wrong shape.",
-            ),
+            (tf.errors.ResourceExhaustedError(None, None, OOM), "OOM when allocating tensor."),
+            (tf.errors.InvalidArgumentError(None, None, GRAPH), "wrong shape."),
             (MemoryError("Unable to allocate 7 TiB"), "Unable to allocate 7 TiB."),
         ],
     )
@@ -687,6 +678,16 @@ class TestCommandLine:
             assert (epoch == "0") or entry.keys() >= LOSSES
         assert_same_run(config, finished[0])
 
+    def test_second_signal_ends_at_once_even_if_it_is_another(self):
+        guard = Guard(None, 1, None)
+        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        guard.note(signal.SIGINT, None)
+        now = [
+            signal.signal(*pair)
+            for pair in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True)
+        ]
+        assert now == [signal.SIG_DFL, signal.SIG_DFL]
+
     def test_signal_during_the_last_report_is_heeded(self, finished, copied, quick_train):
         interrupt = keras.callbacks.LambdaCallback(
             on_epoch_end=lambda epoch, logs: signal.raise_signal(signal.SIGTERM)
@@ -765,3 +766,28 @@ def test_a_run_of_an_earlier_version_has_the_defaults_of_later_settings():
     assert difference(before, now) == ""
     changed = difference(before, {**now, "average_weights": 0.9})
     assert changed == "average_weights was 0.0 and is 0.9"
+
+
+def test_a_model_of_another_class_or_of_other_layers_is_another():
+    class Mine(PAD):
+        pass
+
+    def build(activation, model=PAD):
+        latent = keras.Input((2,))
+        generator = keras.Sequential(
+            [latent, keras.layers.Dense(12, activation), keras.layers.Reshape((2, 2, 3))]
+        )
+        images = keras.Input((2, 2, 3))
+        flat = keras.layers.Flatten()(images)
+        outputs = {"latent": keras.layers.Dense(2)(flat), "external_logit": flat[:, 0]}
+        model = model(keras.Model(images, outputs), generator, hippocampus=Hippocampus(2))
+        model.compile()
+        return describe_model(model)
+
+    before = build("tanh")
+    assert difference(before, build("tanh")) == ""
+    changed = difference(before, build("relu"))
+    assert re.fullmatch(r"generator_layers was Dense \['tanh'.* and is Dense \['relu'.*", changed)
+    assert difference(before, build("tanh", Mine)) == "class_name was PAD and is Mine"
+    older = {name: value for name, value in before.items() if "_layers" not in name}
+    assert difference(older, build("relu")) == ""

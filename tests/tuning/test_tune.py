@@ -165,7 +165,7 @@ class TestFlags:
     @pytest.mark.parametrize(
         ("flag", "message"),
         [
-            ("--search=beta1", "--search=beta1 cannot be varied. Did you mean beta_1"),
+            ("--search=beta1", "--search=beta1 is unknown. Did you mean beta_1"),
             ("--search=", "--search= is not possible"),
             ("--phases=wake,rem --search=recovery_weight", "recovery_weight plays no role"),
             ("--external_weight=0 --search=external_weight", "external_weight plays no role"),
