@@ -145,7 +145,7 @@ def test_shipped_encoders_see_the_same_with_and_without_the_package(name):
             "cifar10/full-seed0",
             50,
         ),
-        ("cifar10_best", "--flagfile=cifar10_best --run_dir=runs/cifar10_best", "cifar10_best", 12),
+        ("cifar10_best", "--flagfile=cifar10_best --run_dir=runs/cifar10_best", "cifar10_best", 50),
     ],
 )
 def test_shipped_encoders_are_of_their_flags_and_tell_what_was_measured(
