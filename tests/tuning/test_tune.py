@@ -363,7 +363,9 @@ class TestContinuing:
         for _ in range(3):
             status, _, error = command(flags)
             assert status == 130
-            assert re.fullmatch("error: SIGINT: .* The same command continues.\n", error)
+            assert re.fullmatch(
+                "error: SIGINT: .* The same command, without --overwrite, continues.\n", error
+            )
         assert list(table(flags))[:2] == ["3", "2"]  # by the first seed alone
         results = search.search(flags)
         assert trained.names == [
