@@ -104,7 +104,7 @@ def test_missing_flagfile_is_named_beside_those_of_the_package(name, tmp_path, m
     monkeypatch.chdir(tmp_path)
     message = misuse(f"--flagfile={name}")
     assert f"--flagfile={name} is not a file" in message
-    assert "no_rem, nrem_mixed, quick, rem_before_nrem" in message
+    assert "no_rem, nrem_mixed, perturbations, quick, rem_before_nrem" in message
 
 
 def test_a_flagfile_that_names_itself_is_refused(tmp_path):
