@@ -198,9 +198,9 @@ def log(results: dict, folder: Path) -> None:
 def _values(result: dict, metric: str, protocol: dict) -> dict | None:
     """Values of a metric, if a run has it and measured it by this protocol."""
     entry = result["metrics"].get(metric, {"protocol": {}, "values": None})
-    details = {name: entry["protocol"].get(name, detail) for name, detail in protocol.items()}
-    of_runs = {"text": None, "gaps": None, "early_epoch": None}
-    return entry["values"] if details | of_runs == protocol | of_runs else None
+    details = protocol.keys() - {"text", "gaps", "early_epoch"}
+    alike = all(entry["protocol"].get(name, protocol[name]) == protocol[name] for name in details)
+    return entry["values"] if alike else None
 
 
 def _by_run(results: dict, metric: str) -> list[dict | None]:

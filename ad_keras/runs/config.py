@@ -59,7 +59,7 @@ class Config:
 
     network: str = flag("paper", _NETWORKS, "kind of encoder and generator", ("paper", "residual"))
     latent_dim: int = flag(256, _NETWORKS, "size of the latent")
-    base_filters: int = flag(64, _NETWORKS, "filters of the first block; each block doubles them")
+    base_filters: int = flag(64, _NETWORKS, "filters of the first block; later ones double them")
 
     phases: tuple[str, ...] = flag(
         ("wake", "nrem", "rem"), _PHASES, "which phases run on a mini-batch, in this order"

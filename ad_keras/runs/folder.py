@@ -104,7 +104,7 @@ def open_run(
                     f"{folder} holds something that is no {kind.name}, which --overwrite would "
                     f"delete: choose another {kind.flag}."
                 )
-            for name in (*kind.content, kind.flags_file):  # which make it a run to the end
+            for name in (*kind.content, kind.flags_file):  # last: it makes a run of the folder
                 for path in folder.glob(name):
                     shutil.rmtree(path, ignore_errors=True)
                     path.unlink(missing_ok=True)

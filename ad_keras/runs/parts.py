@@ -18,14 +18,14 @@ def describe_model(model: PAD) -> dict:
     config, compiled = model.get_config(), model.get_compile_config()
     config["class_name"] = type(model).__name__
     described = {name: value for name, value in config.items() if name not in _NETWORKS}
-    for network in _NETWORKS:
-        parts = getattr(model, network)
-        described[network] = [f"{weight.name} {list(weight.shape)}" for weight in parts.weights]
-        described[f"{network}_layers"] = [
-            f"{type(layer).__name__} {[layer.get_config().get(name) for name in _OF_LAYERS]}"
-            for layer in parts.layers
+    for name in _NETWORKS:
+        network = getattr(model, name)
+        described[name] = [f"{weight.name} {list(weight.shape)}" for weight in network.weights]
+        described[f"{name}_layers"] = [
+            f"{type(layer).__name__} {[layer.get_config().get(setting) for setting in _OF_LAYERS]}"
+            for layer in network.layers
         ]
-        described[f"{network}_optimizer"] = compiled[f"{network}_optimizer"]
+        described[f"{name}_optimizer"] = compiled[f"{name}_optimizer"]
     return _lasting(json.loads(json.dumps(described, default=keras.saving.serialize_keras_object)))
 
 

@@ -195,16 +195,24 @@ def test_what_is_missing_is_named_and_left_out(report_of):
     assert "| With how many seeds? | PAD 2, w/o REM 3 |" in text
 
 
-def test_dreams_are_not_compared_in_features_of_other_weights(report_of):
+def test_dreams_are_not_compared_in_features_of_other_weights(report_of, monkeypatch):
     def renew(folder):
         for run in folder.glob("*"):
-            weights = {"0": "old", "1": "new", "2": "old"}[run.name[-1]]
-            edited(run / "results.json", features={"name": "a", "weights": weights})
+            weights = {"0": "new", "1": "old", "2": "old"}[run.name[-1]]
+            edited(run / "results.json", features={"name": f"the {weights}", "weights": weights})
+
+    def record(name, caption, *_, **__):
+        captions.append(caption)
+        return []
+
+    captions = []
+    monkeypatch.setattr("ad_keras.reproduction.report._picture", record)
 
     rem = "| Figure 3 | REM dreams come nearer to real images as PAD trains: their FID falls |"
     text = report_of(("full", "no_rem"), seeds=(0, 1, 2), change=renew)
     own = "(measured by a classifier of its own)"
-    left_out = f"dreams of PAD, seed 1 {own}; dreams of w/o REM, seed 1 {own}"
+    left_out = f"dreams of PAD, seed 0 {own}; dreams of w/o REM, seed 0 {own}"
+    assert any("in features of: the old." in caption for caption in captions)
     assert f"| What is left out? | {left_out} |" in text
     (line,) = [line for line in text.splitlines() if line.startswith(rem)]
     assert re.findall(r"\((\d)\)", line) == ["2", "2"]

@@ -220,6 +220,20 @@ class TestOtherFlags:
         quick_train(fresh)
         assert_same_run(copied, fresh)
 
+    def test_run_whose_overwriting_was_interrupted_is_not_continued_as_the_new_one(
+        self, copied, quick_train, monkeypatch
+    ):
+        def interrupted(path, **_):
+            if path.name == "checkpoints":
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                quick_train(dataclasses.replace(copied, seed=1, overwrite=True))
+        with pytest.raises(UsageError, match="--seed was 0 and is 1"):
+            quick_train(dataclasses.replace(copied, seed=1))
+
     def test_overwrite_with_data_that_cannot_be_read_deletes_nothing(self, copied, tmp_path):
         (tmp_path / "empty" / "train").mkdir(parents=True)
         with pytest.raises(UsageError, match="no images"):
