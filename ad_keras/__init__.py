@@ -22,22 +22,18 @@ if os.environ.get("KERAS_BACKEND", "") not in ("", "tensorflow"):
 _HOMES = {
     name: f"ad_keras.{module}"
     for module, names in {
-        "pad.adversaries": ("Hinge", "LeastSquares", "Minimax", "NonSaturating"),
-        "pad.agreement": ("CodingRate", "Contrast", "LatentDistance", "VICReg"),
-        "pad.augmentations": (
-            *("Blur", "Chain", "Colour", "Crop", "Flip", "Grey", "Noise", "Rotation", "Shift"),
-        ),
-        "pad.hippocampus": ("AssociativeHippocampus", "EpisodicHippocampus", "Hippocampus"),
-        "pad.mixing": (
-            *("ComponentMixing", "ManyMemoriesMixing", "Mixing", "VariancePreservingMixing"),
-        ),
-        "pad.model": ("PAD",),
-        "pad.networks": ("build_encoder", "build_generator"),
-        "pad.parts": ("Part",),
-        "pad.perturbations": ("Occlusion",),
-        "runs.export": ("export_networks", "load_encoder"),
+        "pad.adversaries": "Hinge LeastSquares Minimax NonSaturating",
+        "pad.agreement": "CodingRate Contrast LatentDistance VICReg",
+        "pad.augmentations": "Blur Chain Colour Crop Flip Grey Noise Rotation Shift",
+        "pad.hippocampus": "AssociativeHippocampus EpisodicHippocampus Hippocampus",
+        "pad.mixing": "ComponentMixing ManyMemoriesMixing Mixing VariancePreservingMixing",
+        "pad.model": "PAD",
+        "pad.networks": "build_encoder build_generator",
+        "pad.parts": "Part",
+        "pad.perturbations": "Occlusion",
+        "runs.export": "export_networks load_encoder",
     }.items()
-    for name in names
+    for name in names.split()
 }
 
 __all__ = list(_HOMES)

@@ -1,11 +1,10 @@
 """`ad-keras COMMAND` and `python -m ad_keras COMMAND`: all commands under one name."""
 
-import difflib
 import importlib
 from collections.abc import Sequence
 
 from ad_keras.cli import run
-from ad_keras.errors import UsageError
+from ad_keras.errors import UsageError, advice
 
 COMMANDS = {
     "train": "trains PAD, shows its dreams, exports its encoder",
@@ -32,9 +31,7 @@ def run_command(argv: Sequence[str]) -> None:
         return
     program, name, *arguments = argv
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        advice = f"Did you mean {near[0]}?" if near else f"There are {', '.join(COMMANDS)}."
-        raise UsageError(f"'{name}' is not a command. {advice}")
+        raise UsageError(f"'{name}' is not a command. {advice(name, COMMANDS)}")
     importlib.import_module(f"ad_keras.{name}").main([f"{program} {name}", *arguments])
 
 

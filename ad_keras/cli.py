@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from absl import flags
 
-from ad_keras.errors import Interrupted, RunError, UsageError
+from ad_keras.errors import Interrupted, RunError, UsageError, advice
 
 Config = TypeVar("Config")
 
@@ -56,8 +56,7 @@ def require_known(config: object, name: str, known: Collection[str]) -> None:
     """Refuses what a list has and is not known, by a `UsageError` with the nearest names."""
     for value in getattr(config, name):
         if value not in known:
-            near = difflib.get_close_matches(value, known, n=2) or known
-            raise UsageError(f"--{name}={value} is unknown. Did you mean {' or '.join(near)}?")
+            raise UsageError(f"--{name}={value} is unknown. {advice(value, known)}")
 
 
 def parse(config_class: type[Config], argv: Sequence[str], program: str) -> Config:
@@ -232,11 +231,9 @@ def _plain(value):
 
 
 def _unknown(name: str, values: flags.FlagValues) -> str:
-    near = difflib.get_close_matches(name, list(values), n=3)
-    advice = " or ".join(f"--{match}" for match in near)
-    return f"--{name} is not a flag of this program. " + (
-        f"Did you mean {advice}?" if near else "--help lists them."
-    )
+    near = " or ".join(f"--{match}" for match in difflib.get_close_matches(name, list(values)))
+    told = f"Did you mean {near}?" if near else "--help lists them."
+    return f"--{name} is not a flag of this program. {told}"
 
 
 def _help(config_class: type, program: str) -> str:

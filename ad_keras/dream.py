@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ad_keras.cli import flag, parse, quiet_start, require, run
+from ad_keras.cli import flag, parse, quiet_start, require, run, same_flag
 from ad_keras.data import load, resolve
 from ad_keras.errors import UsageError
+from ad_keras.evaluation.config import EvaluateConfig, require_model
 from ad_keras.runs.config import Config
 
 _STOPS = 6  # memories of the animated walk
@@ -20,17 +21,15 @@ _STEPS = 16  # from one of them to the next
 class DreamConfig:
     """Draws reconstructions, NREM and REM dreams as a sheet, and a walk through memories as GIF."""
 
-    run_dir: str | None = flag(None, "Model (one of the two)", "folder of a run")
-    export: str | None = flag(None, "Model (one of the two)", "folder of exported networks")
+    run_dir: str | None = flag(None, "Model", "folder of a run")
+    export: str | None = same_flag(EvaluateConfig, "export", "Model")
 
     dataset: str | None = flag(
         None,
         "Memories",
         "data set whose test images are shown, or a folder of pictures (default: the run's)",
     )
-    data_dir: str | None = flag(
-        None, "Memories", "folder of prepared TensorFlow Datasets (default: the run's)"
-    )
+    data_dir: str | None = same_flag(EvaluateConfig, "data_dir", "Memories")
     num_images: int = flag(12, "Memories", "number of images, side by side")
     seed: int = flag(0, "Memories", "seed of the choice of images, the occlusions and the noise")
 
@@ -41,10 +40,7 @@ class DreamConfig:
     )
 
     def __post_init__(self):
-        if bool(self.run_dir) == bool(self.export):
-            raise UsageError(
-                "name one of --run_dir (the folder of a run) and --export (of exported networks)."
-            )
+        require_model(self)
         require(self, "num_images", self.num_images >= 4, "at least 4")
         require(self, "seed", 0 <= self.seed < 2**63, "0 or more, and a number of 64 bits")
 

@@ -1,6 +1,8 @@
 """Errors that are shown to people as one line, without a stack trace."""
 
+import difflib
 import re
+from collections.abc import Collection
 
 _NO_CAUSE = ("Graph execution error:", "Detected at node", 'File "', "<stack traces unavailable>")
 
@@ -38,3 +40,9 @@ def first_line(error: Exception) -> str:
             line = re.sub(r"^\{\{.*?\}\} | \[Op:[^\]]*\].*$", "", line)
             return line.rstrip(".")
     return type(error).__name__
+
+
+def advice(value: str, known: Collection[str]) -> str:
+    """What to say of a name that is not among those that are known: the nearest, or else all."""
+    near = " or ".join(difflib.get_close_matches(value, known, n=2, cutoff=0.5))
+    return f"Did you mean {near}?" if near else f"There are {', '.join(known)}."

@@ -28,16 +28,14 @@ def main(argv: Sequence[str]) -> None:
     print()
     if probed:
         untrained = [0] if 0 in probed[:-1] else []  # unless that entry is lost
-        shown = [result.history[str(epoch)] for epoch in (*untrained, max(probed))]
+        last = max(probed)
         when = "before and after" if untrained else "after"
-        epochs = f"{max(probed)} epoch{'s' * (max(probed) != 1)}"
+        epochs = f"{last} epoch{'s' * (last != 1)}"
         print(f"Accuracy on held-out training images, {when} {epochs}")
-        for name, title in (
-            ("probe", "linear probe (the paper's, SGD)"),
-            ("ridge_probe", "linear probe (ridge)"),
-        ):
-            scores = (f"{entry[f'{name}/validation_accuracy']:>6.1%}" for entry in shown)
-            print(f"  {title:<33}{' '.join(scores)}")
+        for name, title in (("probe", "(the paper's, SGD)"), ("ridge_probe", "(ridge)")):
+            entries = (result.history[str(epoch)] for epoch in (*untrained, last))
+            scores = (f"{entry[f'{name}/validation_accuracy']:>6.1%}" for entry in entries)
+            print(f"  linear probe {title:<20}{' '.join(scores)}")
     else:
         print(
             "The images have no labels of several classes: the linear probe and other scores by "

@@ -6,7 +6,6 @@ which every mini-batch is a function of (seed, step) alone.
 
 import contextlib
 import dataclasses
-import difflib
 import importlib
 import io
 import logging
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ad_keras.errors import Interrupted, RunError, UsageError, first_line
+from ad_keras.errors import Interrupted, RunError, UsageError, advice, first_line
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -87,9 +86,8 @@ def resolve(dataset: str) -> Path | None:
     folder = Path(dataset).expanduser()
     if dataset and folder.is_dir():
         return folder
-    near = " or ".join(difflib.get_close_matches(name.lower(), DATASETS, n=2, cutoff=0.5))
-    advice = f"Did you mean {near}?" if near else f"The data sets are {', '.join(DATASETS)}."
-    raise UsageError(f"--dataset={dataset} is neither a data set nor an existing folder. {advice}")
+    told = f"--dataset={dataset} is neither a data set nor an existing folder"
+    raise UsageError(f"{told}. {advice(name.lower(), DATASETS)}")
 
 
 def load(

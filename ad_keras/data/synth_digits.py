@@ -351,23 +351,12 @@ class SynthDigits(tfds.core.GeneratorBasedBuilder):
         label = tfds.features.ClassLabel(num_classes=NUM_CLASSES)
         return self.dataset_info_from_configs(
             description=(
-                "Generated 32x32 colour images of digits as on house numbers, for work without "
-                "access to SVHN. The label is the digit in the centre; parts of other digits often "
-                "show at its sides. Typeface, geometry, colours, background texture, blur and "
-                "noise vary from image to image. Images are drawn on this computer, each a "
-                "function of seed, split and index only."
+                "Generated 32x32 colour images of digits as on house numbers. The label is the "
+                "digit in the centre; parts of other digits often show at its sides."
             ),
             features=tfds.features.FeaturesDict({"image": image, "label": label}),
             supervised_keys=("image", "label"),
             homepage="https://arxiv.org/abs/1409.7495",
-            citation=(
-                "@inproceedings{ganin2015unsupervised,\n"
-                "  title={Unsupervised Domain Adaptation by Backpropagation},\n"
-                "  author={Ganin, Yaroslav and Lempitsky, Victor},\n"
-                "  booktitle={International Conference on Machine Learning},\n"
-                "  year={2015}\n"
-                "}"
-            ),
             disable_shuffling=True,
         )
 

@@ -88,10 +88,7 @@ class EvaluateConfig:
     )
 
     def __post_init__(self):
-        if bool(self.run_dir) == bool(self.export):
-            raise UsageError(
-                "name one of --run_dir (the folder of a run) and --export (of exported networks)."
-            )
+        require_model(self)
         require_known(self, "metrics", [*METRICS, "all"])
         if not self.metrics:
             raise UsageError(f"--metrics is empty: it is all, or a list of {', '.join(METRICS)}.")
@@ -113,3 +110,11 @@ class EvaluateConfig:
         if "all" in wanted:
             wanted |= set(METRICS) - set(ONLY_IF_NAMED)
         return [name for name in METRICS if name in wanted]
+
+
+def require_model(config: object) -> None:
+    """Refuses flags that name no model, or two, by a `UsageError`."""
+    if bool(config.run_dir) == bool(config.export):
+        raise UsageError(
+            "name one of --run_dir (the folder of a run) and --export (of exported networks)."
+        )

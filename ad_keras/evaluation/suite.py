@@ -477,6 +477,7 @@ class Suite:
             "images": self._count,
             "seed": self.seed,
             "features": self.features.name,
+            "features_weights": self.features.weights,
             **({"early_epoch": next(iter(self.earlier))} if self.earlier else {}),
             **details,
         }

@@ -7,13 +7,13 @@ with any number of replicas, with and without XLA.
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
 from ad_keras.compute import draws, replicas
-from ad_keras.pad.parts import Part, require
+from ad_keras.pad.parts import Part, Perturbation, require
 
 
 class _Augmentation(Part):
@@ -261,9 +261,7 @@ class Chain(Part):
         ValueError: if one is a layer.
     """
 
-    def __init__(
-        self, perturbations: Sequence[Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]
-    ) -> None:
+    def __init__(self, perturbations: Sequence[Perturbation]) -> None:
         self.perturbations = list(perturbations)
         for part in self.perturbations:
             layer = isinstance(part, keras.layers.Layer)

@@ -161,26 +161,18 @@ class AssociativeHippocampus(EpisodicHippocampus):
 
     Args:
         capacity: as in `EpisodicHippocampus`.
-        replacement: likewise.
-        seed: likewise.
         beta: inverse temperature, above 0; the larger, the more a single latent is recalled.
         cue: share of the latent's components that the cue has, above 0 and at most 1.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: of `EpisodicHippocampus`.
 
     Raises:
         ValueError: if an argument is not possible.
     """
 
     def __init__(
-        self,
-        capacity: int = 4096,
-        replacement: str = "oldest",
-        seed: int = 0,
-        beta: float = 16.0,
-        cue: float = 0.5,
-        **kwargs,
+        self, capacity: int = 4096, *, beta: float = 16.0, cue: float = 0.5, **kwargs
     ) -> None:
-        super().__init__(capacity, replacement, seed, **kwargs)
+        super().__init__(capacity, **kwargs)
         require(beta > 0, "beta", beta, "above 0")
         require(0 < cue <= 1, "cue", cue, "above 0 and at most 1")
         self.beta = beta

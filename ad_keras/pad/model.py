@@ -24,7 +24,7 @@ from ad_keras.pad.losses import (
     reconstruction_loss,
 )
 from ad_keras.pad.mixing import Mixing
-from ad_keras.pad.parts import require
+from ad_keras.pad.parts import Perturbation, require
 from ad_keras.pad.perturbations import Occlusion
 
 # This rewriting of graphs cannot handle the gradient of a leaky rectifier: it gives up, with an
@@ -134,10 +134,10 @@ class PAD(keras.Model):
         *,
         hippocampus: keras.layers.Layer | None = None,
         mixing: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
-        perturbation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+        perturbation: Perturbation | None = None,
         recovery: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
         adversary: Minimax | None = None,
-        glimpse: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+        glimpse: Perturbation | None = None,
         agreement: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
         phases: Sequence[str] = PHASES,
         reconstruction_weight: float = 1.0,
@@ -499,7 +499,7 @@ class PAD(keras.Model):
         self._record_probability("rem", logits)
         return {"internal": self.adversary.internal(logits)}, logits
 
-    def _perceive(self, perturbation, images: tf.Tensor, key: tf.Tensor, loss) -> tf.Tensor:
+    def _perceive(self, perturbation: Perturbation, images, key, loss) -> tf.Tensor:
         """Latents [views, B, latent_dim] of as many perturbed views as a loss compares."""
         views = getattr(loss, "views", 1)
         perturbed = [perturbation(images, each) for each in draws.split(key, views)]

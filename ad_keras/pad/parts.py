@@ -1,8 +1,13 @@
 """What the parts of PAD have in common."""
 
 import inspect
+from collections.abc import Callable
 
 import keras
+import tensorflow as tf
+
+Perturbation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+"""From images [B, H, W, C] in [-1, 1] and a key, integer [2], to images of the same shape."""
 
 
 class Part:

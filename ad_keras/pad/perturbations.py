@@ -5,13 +5,12 @@ and tests can hand in a mask of their own.
 """
 
 import functools
-from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from ad_keras.compute import draws, replicas
-from ad_keras.pad.parts import Part, require
+from ad_keras.pad.parts import Part, Perturbation, require
 
 
 @keras.saving.register_keras_serializable("ad_keras")
@@ -110,9 +109,7 @@ def occlude(images: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     return images * tf.cast(mask, images.dtype)
 
 
-def perturb_each(
-    perturbation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], images: tf.Tensor, key: tf.Tensor
-) -> tf.Tensor:
+def perturb_each(perturbation: Perturbation, images: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     """Perturbs each image by a draw of its own, whatever training shares within a mini-batch.
 
     Args:
@@ -129,11 +126,7 @@ def perturb_each(
 
 
 @functools.lru_cache(maxsize=8)  # a graph for each of the perturbations in use
-def _for_each(
-    perturbation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    shape: tuple[int, ...],
-    dtype: tf.DType,
-) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def _for_each(perturbation: Perturbation, shape: tuple, dtype: tf.DType) -> Perturbation:
     signature = tf.TensorSpec([None, *shape], dtype), tf.TensorSpec([2], tf.int64)
 
     @tf.function(input_signature=signature)  # a loop over thousands of images is slow outside it

@@ -353,9 +353,13 @@ class _Report:
         return Section("Table 1: linear separability", texts, tables)
 
     def _figure_3(self) -> Section:
-        shown = []
+        shown, sheets = [], {}
         first = next((run for run in self.runs if (run.folder / "checkpoints").is_dir()), None)
-        for epoch, png in self._sheets(first).items() if first else ():
+        try:
+            sheets = dream_sheets(first.folder, first.results["epochs"]) if first else {}
+        except (UsageError, RunError) as error:  # figures do not need the images or checkpoints
+            self.left_out.append(f"pictures of dreams ({first_line(error)})")
+        for epoch, png in sheets.items():
             caption = (
                 f"{first.name}, after epoch {epoch}: test images, reconstructions, NREM replays, "
                 "occluded, recovered from the occluded, and REM dreams"
@@ -370,13 +374,6 @@ class _Report:
         floor = fid[fid.of == "test_images"].value.mean()
         shown += _picture("fid", caption, plots.bars, panels, "FID", floor)
         return Section("Figure 3: dreams, early and late", pictures=shown)
-
-    def _sheets(self, run: Run) -> dict[int, bytes]:
-        try:
-            return dream_sheets(run.folder, run.results["epochs"])
-        except (UsageError, RunError) as error:  # figures do not need the images or checkpoints
-            self.left_out.append(f"pictures of dreams ({first_line(error)})")
-            return {}
 
     def _figure_4(self) -> Section:
         panels = {}

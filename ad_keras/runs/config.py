@@ -5,7 +5,7 @@ import json
 import math
 from pathlib import Path
 
-from ad_keras.cli import flag, require
+from ad_keras.cli import flag, require, require_known
 
 CONDITIONS = {
     "full": {},
@@ -191,8 +191,7 @@ class Config:
         require(self, "crop_area", 0 < self.crop_area <= 1, "above 0 and at most 1")
         require(self, "perturbation", bool(self.perturbation), "at least one perturbation")
         for name in ("perturbation", "glimpse"):
-            known = set(getattr(self, name)) <= set(PERTURBATIONS)
-            require(self, name, known, f"of {', '.join(PERTURBATIONS)}")
+            require_known(self, name, PERTURBATIONS)
         if self.hippocampus != "last_batch":
             enough = self.hippocampus_capacity >= self.batch_size
             allowed = f"at least --batch_size ({self.batch_size})"

@@ -25,12 +25,8 @@ class TuneConfig(Config):
     run_dir: str | None = flag(None, _RUN, "not for a search: use --tuner_dir")
     saved_model_dir: str | None = flag(None, _RUN, "not for a search: trials export nothing")
     overwrite: bool = flag(False, _RUN, "delete the search in --tuner_dir and begin anew")
-    dream_every: int = flag(
-        1, _RUN, "value in the flagfile that comes out; trials draw no pictures"
-    )
-    probe_every: int = flag(
-        1, _RUN, "value in the flagfile that comes out; trials are probed at their end"
-    )
+    dream_every: int = flag(1, _RUN, "value in the flagfile; trials draw no pictures")
+    probe_every: int = flag(1, _RUN, "value in the flagfile; trials are probed at their end")
 
     tuner: str = flag(
         "bayesian", _SEARCH, "how trials are chosen", ("random", "bayesian", "hyperband")
@@ -77,10 +73,8 @@ class TuneConfig(Config):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         require(self, "retrain", self.retrain >= 0, "0 or more")
         shortest = 1 if self.tuner == "hyperband" else self.epochs_per_trial
-        below = self.warmup_epochs < shortest
-        require(
-            self, "warmup_epochs", below, f"below the epochs of the shortest trial ({shortest})"
-        )
+        allowed = f"below the epochs of the shortest trial ({shortest})"
+        require(self, "warmup_epochs", self.warmup_epochs < shortest, allowed)
         # A trial that hyperband lets go on would jump from a short cosine's end into a longer one.
         constant = self.tuner != "hyperband" or self.schedule == "constant"
         require(self, "schedule", constant, "constant with --tuner=hyperband")

@@ -170,6 +170,7 @@ def test_dreams_are_compared_with_as_many_real_images(measured, subject, tmp_pat
     assert results["fid"]["values"]["test_images"] == pytest.approx(floor, rel=1e-3)
     assert results["fid"]["protocol"]["images"] == 90
     assert results["fid"]["protocol"]["features"] == "mean colours"
+    assert results["fid"]["protocol"]["features_weights"] == features.weights
 
 
 def test_real_images_are_closer_to_real_ones_than_the_dreams_of_random_networks(measured):
