@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,7 +29,9 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._name = f"{module}.{function}"
         self._pipe, theirs = context.Pipe()
-        arguments = (module, function, theirs, settings)
+        # This process deletes the other's temporary files, since that one is killed.
+        self._folder = tempfile.TemporaryDirectory()
+        arguments = (module, function, theirs, self._folder.name, settings)
         self._process = context.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -39,6 +42,7 @@ class Worker:
     def __exit__(self, *_) -> None:
         self._process.kill()
         self._process.join()
+        self._folder.cleanup()
 
     def receive(self):
         """Waits for what the function sends next."""
@@ -64,7 +68,8 @@ class Worker:
         return {**answer, "others": max(0.0, foreign / passed)}
 
 
-def _work(module: str, function: str, connection, settings: dict) -> None:
+def _work(module: str, function: str, connection, folder: str, settings: dict) -> None:
+    tempfile.tempdir = folder
     with quiet_start() if module == "measurements" else contextlib.nullcontext():
         measure = getattr(importlib.import_module(module), function)
     try:

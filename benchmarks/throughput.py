@@ -43,7 +43,9 @@ class BenchmarkConfig:
         PARTS[:1], "What to measure", f"which of {', '.join(PARTS)}; scale takes minutes"
     )
     peer: bool = flag(False, "What to measure", "train PyTorch's implementations in turn with ours")
-    precision: tuple[str, ...] = flag(PRECISIONS, "What to measure", "precisions of ours")
+    precision: tuple[str, ...] = flag(
+        PRECISIONS, "What to measure", "of ours, in the part training"
+    )
     rounds: int = flag(5, "How long", "rounds of training for each contender")
     seconds: float = flag(4.0, "How long", "seconds of a round")
     batch_size: int = flag(64, "Sizes", "images of a mini-batch")

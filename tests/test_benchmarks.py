@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,9 @@ def test_measures_and_writes_what_it_prints(
     monkeypatch.setattr(throughput, "_measure", measured)
     monkeypatch.setattr(measurements, "train", quick_train)
     monkeypatch.setattr("ad_keras.runs.reports.Gallery.draw", lambda *_: None)
-    output = tmp_path / "figures.json"
+    output, temporary = tmp_path / "figures.json", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
 
     flags = (
         "--parts=training,scale --precision=float32 --rounds=2 --seconds=0.1 --num_images=64 "
@@ -87,6 +90,7 @@ def test_measures_and_writes_what_it_prints(
     status, printed, _ = outcome(throughput.main, *flags.split(), f"--output={output}")
 
     assert status == 0
+    assert not list(temporary.glob("*/"))  # though the workers are killed
     figures = json.loads(output.read_text())
     assert set(figures["operations_per_image"]) == {"wake", "nrem", "rem"}
     contender = figures["training"]["contenders"]["ad_keras float32"]
