@@ -208,13 +208,13 @@ class Finding:
         return NOT_MEASURED if self.comparison is None else self.comparison.verdict
 
 
-def tidy(condition: str, seed: int, results: dict | None, history: dict) -> pd.DataFrame:
+def tidy(condition: str, seed: int, results: dict, history: dict) -> pd.DataFrame:
     """All figures of a run, a line each.
 
     Args:
         condition: of the run.
         seed: of the run.
-        results: what `results.json` says; None if the run was not measured.
+        results: what `results.json` says.
         history: what `history.json` says.
 
     Returns:
@@ -230,15 +230,13 @@ def tidy(condition: str, seed: int, results: dict | None, history: dict) -> pd.D
         for name, value in entry.items()
         if "/" in name
     ]
-    if results is not None:
-        measured = report.tidy(results)[COLUMNS[3:]]
-        earlier = measured.metric == "epochs"
-        for _, epoch, figure, value in measured[earlier].itertuples(index=False):
-            metric, of_metric = figure.split("/")
-            rows.append((condition, seed, int(epoch), metric, "trained", of_metric, value))
-        lines = [*measured[~earlier].itertuples(index=False)]
-        lines += _derived(measured, chance(results))
-        rows += [(condition, seed, results["epochs"], *line) for line in lines]
+    measured = report.tidy(results)[COLUMNS[3:]]
+    earlier = measured.metric == "epochs"
+    for _, epoch, figure, value in measured[earlier].itertuples(index=False):
+        metric, of_metric = figure.split("/")
+        rows.append((condition, seed, int(epoch), metric, "trained", of_metric, value))
+    lines = [*measured[~earlier].itertuples(index=False), *_derived(measured, chance(results))]
+    rows += [(condition, seed, results["epochs"], *line) for line in lines]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
 
 

@@ -202,7 +202,7 @@ class _Report:
         named = (features[name]["name"] for name in digests if digests[name] == shared)
         self.features = next(named, None)
         frames = []
-        for run in runs:
+        for run in self.runs:
             of = run.config.condition, run.config.seed
             frame = findings.tidy(*of, run.results, run.history)
             if digests.get(run.name, shared) != shared:

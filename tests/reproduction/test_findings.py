@@ -192,9 +192,9 @@ def test_probes_of_earlier_epochs_stand_beside_those_of_the_last(made_results):
     assert "epochs" not in set(frame.metric)
 
 
-def test_a_curve_of_one_epoch_has_no_first_and_last():
+def test_a_curve_of_one_epoch_has_no_first_and_last(made_results):
     history = {"50": {"probe/validation_accuracy": 0.5}}
-    frame = pd.concat([tidy("full", seed, None, history) for seed in SEEDS])
+    frame = pd.concat([tidy("full", s, made_results("full", s), history) for s in SEEDS])
     assert judge_all(frame, "cifar10", 50)[0][5].verdict == NOT_MEASURED
 
 

@@ -193,6 +193,8 @@ def test_what_is_missing_is_named_and_left_out(report_of):
     lacking = "; ".join(f"{run} (not measured at epoch 50)" for run in lacking)
     assert f"| What is left out? | x failed: why; {lacking} |" in text
     assert "| With how many seeds? | PAD 2, w/o REM 3 |" in text
+    (held_out,) = re.findall("^.*Training PAD raises.*$", text, re.MULTILINE)
+    assert re.findall(r"\((\d)\)", held_out) == ["2", "2"]
 
 
 def test_dreams_are_not_compared_in_features_of_other_weights(report_of, monkeypatch):
