@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from absl import flags
 
-from ad_keras.errors import Interrupted, RunError, UsageError, advice
+from ad_keras.errors import Interrupted, RunError, UsageError, advice, first_line
 
 Config = TypeVar("Config")
 
@@ -100,7 +100,8 @@ def parse(config_class: type[Config], argv: Sequence[str], program: str) -> Conf
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Gives a program the command line, and turns what it raises into one line and an exit status.
 
-    That is 2 for `UsageError`, 1 for `RunError` and failed writes, 130 for an interruption.
+    That is 2 for `UsageError`, 1 for `RunError`, failed writes and want of memory, 130 for an
+    interruption.
     """
     try:
         main(sys.argv)
@@ -112,6 +113,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         # Disks fill up and folders are read-only: that is no fault of the program.
         where = f" {error.filename}" if error.filename else ""
         _fail(f"cannot read or write{where}: {error.strerror or error}.", 1)
+    except MemoryError as error:
+        _fail(f"not enough memory: {first_line(error)}.", 1)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ A recording's arrays, of S steps:
 import contextlib
 import dataclasses
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -256,7 +257,9 @@ def read(file: str) -> dict[str, np.ndarray]:
         settings = json.loads(str(recorded["settings"]))
         needed = {"condition", "base_filters", "latent_dim", "batch_size"} - settings.keys()
         needed |= {"losses", *_STREAMS} - recorded.keys()
-    except (OSError, ValueError, KeyError) as error:
+        if not any(name.startswith("weights_0/") for name in recorded):
+            needed.add("weights_0/...")
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"--reference={file} is not a recording ({error}).") from error
     if needed:
         missing = ", ".join(sorted(needed))
@@ -359,7 +362,10 @@ def main(argv: Sequence[str]) -> None:
         print(f"{steps:<8}{losses:<38}{weights}")
     if config.reference is None:
         return
-    for steps, bound in (PEER_BOUNDS if config.peer else BOUNDS).items():
+    bounds = PEER_BOUNDS if config.peer else BOUNDS
+    if not set(bounds) & set(found):
+        print(f"No bound was checked: there are no weights after {' or '.join(map(str, bounds))}.")
+    for steps, bound in bounds.items():
         for what, (value, name) in found.get(steps, {}).items():
             if value > bound:
                 raise RunError(

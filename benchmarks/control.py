@@ -359,8 +359,10 @@ def _line(title: str, values: Sequence[float | None]) -> str:
 
 def _results(folder: Path) -> dict:
     try:
-        return json.loads((folder / "results.json").read_text())
-    except (FileNotFoundError, ValueError):
+        results = json.loads((folder / "results.json").read_text())
+        of_test_images = results["dataset"] == results["trained_on"] and "held_out" not in results
+        return results if of_test_images else {}
+    except (FileNotFoundError, ValueError, KeyError):
         return {}
 
 

@@ -68,7 +68,11 @@ def main(argv: Sequence[str]) -> None:
     if unprobed or not config.run_dir:
         raise UsageError(f"--run_dir={','.join(unprobed)} names no run whose history has probes.")
     panels = {title: frame[frame.probe == title] for title in PROBES}
-    curves(panels, "epochs", "accuracy on held-out images [%]").savefig(config.output, dpi=120)
+    figure = curves(panels, "epochs", "accuracy on held-out images [%]")
+    try:
+        figure.savefig(config.output, dpi=120)
+    except ValueError as error:  # a format that matplotlib does not know
+        raise UsageError(f"--output={config.output} is not possible: {error}.") from None
     print(f"{config.output}: {', '.join(frame.series.unique())}")
 
 

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from ad_keras import Part
-from ad_keras.cli import parse, run
+from ad_keras.cli import parse, require, run
 from ad_keras.compute import draws
 from ad_keras.runs.build import build_model
 from ad_keras.runs.config import Config
@@ -59,7 +59,9 @@ build = functools.partial(build_model, perturbation=Stripes(), recovery=Angle())
 
 def main(argv: Sequence[str]) -> None:
     """Trains, restores, and shows that the parts came back."""
-    result = train(parse(Config, argv, "python examples/own_part.py"), build=build)
+    config = parse(Config, argv, "python examples/own_part.py")
+    require(config, "phases", "nrem" in config.phases, "with nrem, which the two parts are of")
+    result = train(config, build=build)
     _, model = restore_run(result.run_folder, build=build)
     losses = result.history[max(result.history, key=int)]
     print(f"recovery loss of the last epoch, by angle: {losses['nrem/recovery_loss']:.3f}")

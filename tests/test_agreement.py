@@ -288,3 +288,12 @@ def test_more_than_rounding_after_thirty_steps_ends_with_status_1(agreement, sav
 def test_what_is_no_recording_is_refused(agreement, saved, refusal, change, words):
     stderr = refusal(agreement.main, saved(**change))
     assert words in stderr
+
+
+def test_half_a_recording_is_refused(agreement, saved, refusal):
+    first = [name for name in three_steps() if name.startswith("weights_0/")]
+    file = saved(**dict.fromkeys(first))
+    assert "weights_0/... is missing" in refusal(agreement.main, file)
+    path = Path(file.partition("=")[2])
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "is not a recording" in refusal(agreement.main, file)

@@ -5,6 +5,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -290,6 +291,15 @@ def test_a_stopped_control_continues_exactly_and_is_measured_as_it_is(
         assert line[1::2] == line[2::2]
     assert float(lines[2][3]) == round(100 * history["2"]["ridge_probe/validation_accuracy"], 1)
     assert float(lines[3][1]) == round(100 * expected["probe"], 1)
+
+    results = json.loads((tmp_path / "stopped" / "results.json").read_text())
+    (tmp_path / "other").mkdir()
+    for name in ("flags.json", "history.json"):
+        shutil.copy(tmp_path / "stopped" / name, tmp_path / "other")
+    told = json.dumps({**results, "dataset": "svhn"})  # measured on other images
+    (tmp_path / "other" / "results.json").write_text(told)
+    last = control.side_by_side(tmp_path / "other", tmp_path / "stopped").splitlines()[-1]
+    assert [cell.strip() for cell in last.split("|")[2::2]] == ["", "", "", ""]
 
     # Nothing is trained or measured again, and settings may not change.
     before = (tmp_path / "stopped" / "results.json").stat().st_mtime_ns

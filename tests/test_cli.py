@@ -319,6 +319,7 @@ def test_bad_usage_is_one_line_that_says_what_to_do(
         (Interrupted("stopped.", 143), 143, "error: stopped.\n"),
         (KeyboardInterrupt(), 130, "error: interrupted.\n"),
         (OSError(28, "Full", "/file"), 1, "error: cannot read or write /file: Full.\n"),
+        (MemoryError("No room for 9 GiB"), 1, "error: not enough memory: No room for 9 GiB.\n"),
     ],
 )
 def test_errors_become_one_line_and_a_status(raised, status, expected, outcome):

@@ -206,6 +206,9 @@ def test_runs_are_compared_by_their_histories(tmp_path, capsys, outcome):
     assert capsys.readouterr().out == f"{picture}: {folders[0]}, {folders[1]}\n"
     with Image.open(picture) as drawn:
         assert drawn.width > 500
+    status, _, error = outcome(compare.main, flags[0], f"--output={tmp_path}/curves.doc")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "curves.doc is not possible" in error
     refused = outcome(compare.main, flags[0], f"--run_dir={tmp_path}")
     told = f"error: --run_dir={tmp_path} names no run whose history has probes.\n"
     assert refused == (2, "", told)

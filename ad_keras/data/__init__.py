@@ -90,6 +90,13 @@ def resolve(dataset: str) -> Path | None:
     raise UsageError(f"{told}. {advice(name.lower(), DATASETS)}")
 
 
+def short_name(dataset: str) -> str:
+    """The name of a data set for folders and headings."""
+    if dataset in DATASETS or dataset.startswith("synth_digits/"):
+        return dataset.replace("/", "_")
+    return Path(dataset).expanduser().resolve().name
+
+
 def load(
     dataset: str, split: str, *, data_dir: str | None = None, image_size: int = 32
 ) -> ImageSet:
@@ -230,6 +237,7 @@ def _load_prepared(dataset: str, split: str, data_dir: str | None, image_size: i
         raise RunError(_damaged(dataset, where / DATASETS[name], error)) from error
     if not builder.is_prepared():
         _prepare(builder, dataset, where)
+        builder = tfds.builder(full_name, data_dir=str(where))
     try:
         expected = builder.info.splits[split].num_examples
         images = np.empty((expected, image_size, image_size, 3), np.uint8)
@@ -267,6 +275,8 @@ def _prepare(builder, dataset: str, where: Path) -> None:
     except Interrupted:
         raise
     except Exception as error:  # the many ways in which a download fails
+        if builder.is_prepared():  # by another process meanwhile
+            return
         if source:
             raise UsageError(_missing(dataset, where, first_line(error))) from error
         raise RunError(f"{dataset} cannot be generated in {where}: {first_line(error)}.") from error
@@ -300,10 +310,10 @@ def _load_folder(folder: Path, split: str, image_size: int) -> ImageSet:
     entries = (entry for each in splits for entry in (folder / each).glob("[!.]*"))
     class_names = tuple(sorted({entry.name for entry in entries if entry.is_dir()}))
     loose = _pictures(root)
+    if not any((root / name).is_dir() for name in class_names):
+        class_names = ()
     if class_names and loose:
-        raise UsageError(
-            f"{folder} has both folders of classes and images beside them: {loose[0]}."
-        )
+        raise UsageError(f"{root} has both folders of classes and images beside them: {loose[0]}.")
     files = sorted(  # classes take turns, so that the first images are of all classes
         (number, label, path)
         for label, folder in enumerate([root / name for name in class_names] or [root])

@@ -1,7 +1,6 @@
 """Results as one tidy table, from which come the text, pictures and TensorBoard entries."""
 
 import json
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,14 +91,12 @@ def combine(results: Sequence[dict]) -> dict:
             for name, entry in entries.items()
         },
     }
-    frame = tidy(combined)
-    for (metric, of, figure), values in (
-        frame.dropna(subset="value").groupby(["metric", "of", "figure"]).value
-    ):
+    measured = tidy(combined).dropna(subset="value")
+    for (metric, of, figure), values in measured.groupby(["metric", "of", "figure"]).value:
         summary, name = summarise(values), f"{of}/{figure}".rstrip("/")
         combined["metrics"][metric]["mean"][name] = summary.mean
         combined["metrics"][metric]["sem"][name] = summary.sem
-    parts = (frame.metric + " " + frame.of).groupby(frame.run).unique()
+    parts = (measured.metric + " " + measured.of).groupby(measured.run).unique()
     everything = dict.fromkeys(part for run in parts for part in run)
     lacking = {
         run: missing
@@ -236,9 +233,10 @@ def _label(metric: str, of: str, figure: str) -> str | None:
 
 
 def _number(metric: str, values: pd.Series) -> str:
-    summary = summarise(values)
-    if not math.isfinite(summary.mean):
+    values = values.dropna()
+    if not len(values):
         return "not finite"
+    summary = summarise(values)
     scale = {"kid": 1000.0}.get(metric, 1.0 if metric in _UNITLESS else 100.0)
     digits = {"dimensions": 1, "fid": 2, "kid": 2}.get(metric, 3 if metric in _UNITLESS else 1)
     unit = "" if metric in _UNITLESS else " %"

@@ -10,7 +10,7 @@ from pathlib import Path
 import joblib
 
 from ad_keras import data
-from ad_keras.data import DATASETS, ImageSet
+from ad_keras.data import ImageSet
 from ad_keras.errors import RunError, UsageError, first_line
 from ad_keras.evaluation import report
 from ad_keras.evaluation.config import METRICS, EvaluateConfig
@@ -130,9 +130,8 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
         results.append(result)
     if len(results) == 1:
         return results[0], folder
-    named = dataset.partition("/")[0] in DATASETS
-    name = dataset.replace("/", "_") if named else Path(dataset).name
-    beside = folders[0].resolve().parent / f"evaluation-{name}-{config.condition}"
+    name = f"evaluation-{data.short_name(dataset)}-{config.condition}"
+    beside = folders[0].resolve().parent / name
     folder = Path(flags.output_dir) if flags.output_dir else beside
     combined = report.combine(results)
     for name in ("confusion", *METRICS):  # of an earlier evaluation

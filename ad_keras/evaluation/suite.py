@@ -210,7 +210,7 @@ class Suite:
             values[name] = {
                 **_reading(readouts[0] if readouts else None),
                 "mean_of_seeds": accuracies.mean(),
-                "deviation_of_seeds": accuracies.std(),
+                **({"deviation_of_seeds": accuracies.std()} if self.probe_seeds > 1 else {}),
             }
         values["pixels"] = self._pixels(linear_probe)
         text = f"{_PAPER_PROBE}; {_PIXELS}, one seed"

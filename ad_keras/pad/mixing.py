@@ -85,7 +85,7 @@ class ManyMemoriesMixing(Mixing):
     """The convex mixture with the mean of several older memories in place of one.
 
     The others are those of other images in the mini-batch: each image recalls one, and takes those
-    that its next neighbours recall, too.
+    that the images before it recall, too.
 
     Args:
         recent: lambda, the share of the newest memory, in [0, 1].
@@ -104,5 +104,5 @@ class ManyMemoriesMixing(Mixing):
     def __call__(self, latents: tf.Tensor, recalled: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         """Draws the noise and mixes; arguments and result as in `Mixing`."""
         whole = replicas.gather(tf.convert_to_tensor(recalled))
-        older = tf.add_n([tf.roll(whole, -number, axis=0) for number in range(self.older)])
+        older = tf.add_n([tf.roll(whole, number, axis=0) for number in range(self.older)])
         return super().__call__(latents, replicas.own(older / self.older), key)

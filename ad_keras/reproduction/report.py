@@ -58,6 +58,7 @@ _LOSSES = {
     ("rem", "internal_loss"): "REM: dreams called internal",
 }
 _curves = functools.partial(plots.curves, order=list(CONDITIONS))
+_PICTURES = (*("dreams_epoch_*", "fid", "separability", "occlusion", "pca", "distances", "losses"),)
 _SHOWN_CLASSES = 4  # of the maps, as in the paper
 _MEMORIES = 10  # columns of a sheet of dreams
 _SEED = 0  # of their choice, occlusions and noise
@@ -160,10 +161,11 @@ def write_report(
         UsageError: if no run was measured.
     """
     sections = _Report(runs, failed).sections()
-    title = f"Perturbed and adversarial dreaming on {Path(runs[0].config.dataset).name}"
+    title = f"Perturbed and adversarial dreaming on {data.short_name(runs[0].config.dataset)}"
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for old in (folder / "pictures").glob("*.png"):
-        old.unlink()
+    for name in _PICTURES:  # of an earlier report
+        for old in (folder / "pictures").glob(f"{name}.png"):
+            old.unlink()
     for picture in (picture for section in sections for picture in section.pictures):
         (folder / "pictures" / f"{picture.name}.png").write_bytes(picture.png)
     write_atomically(folder / "report.md", _markdown(title, sections, command))
@@ -269,8 +271,9 @@ class _Report:
         ]
         others = " of the full model, and as many updates of the other encoders," * self.equal
         sentence = (
-            f"After {self.at} epochs{others} on {Path(self.dataset).name}, {counts['holds']} of "
-            f"the paper's {len(self.claims)} claims hold{''.join(f', {text}' for text in rest)}."
+            f"After {self.at} epochs{others} on {data.short_name(self.dataset)}, "
+            f"{counts['holds']} of the paper's {len(self.claims)} claims hold"
+            f"{''.join(f', {text}' for text in rest)}."
         )
         return Section("", [sentence, _PAPER], [Table("", ("question", "answer"), lines)])
 
@@ -482,7 +485,7 @@ def dream_sheets(folder: Path, epoch: int) -> dict[int, bytes]:
         rows = [
             *pictures.wake_rows(model, images),
             *pictures.nrem_rows(model, images, _SEED)[1:],
-            *pictures.rem_rows(model, images, np.roll(images, -1, axis=0), _SEED)[2:],
+            *pictures.rem_rows(model, images, np.roll(images, 1, axis=0), _SEED)[2:],
         ]
         sheets[number] = tf.io.encode_png(pictures.sheet(rows)).numpy()
     return sheets

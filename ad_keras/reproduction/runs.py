@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import tempfile
 import time
@@ -18,7 +17,7 @@ from ad_keras.cli import interruptible
 from ad_keras.compute.cluster import refuse_workers
 from ad_keras.data import ImageSet
 from ad_keras.errors import Interrupted, RunError, UsageError
-from ad_keras.evaluation.features import FeatureExtractor
+from ad_keras.evaluation.features import FeatureExtractor, inception_features
 from ad_keras.evaluation.runs import evaluate
 from ad_keras.evaluation.suite import Suite, check
 from ad_keras.reproduction.config import ReproduceConfig
@@ -26,7 +25,14 @@ from ad_keras.reproduction.report import read_runs, write_report
 from ad_keras.runs.build import build_model
 from ad_keras.runs.checkpoints import newest_step
 from ad_keras.runs.config import RUN_ONLY, Config
-from ad_keras.runs.folder import load_config, read_history, refuse_other_flags, write_atomically
+from ad_keras.runs.export import versions
+from ad_keras.runs.folder import (
+    RUN,
+    load_config,
+    read_history,
+    refuse_other_flags,
+    write_atomically,
+)
 from ad_keras.runs.training import chosen_images, train
 
 _WARM_UP_STEPS, _TIMED_STEPS = 4, 10
@@ -34,6 +40,7 @@ _TIMED_IMAGES = 2000  # that measuring is timed on
 _PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy", "scipy", "scikit-learn")
 _PLACES = ("data_dir", "cache_dir")  # on which no result depends
 _RECORD = "measured.json"
+_RUN = dataclasses.replace(RUN, flag="--runs_dir", renewal="delete its folder")
 
 
 class Run(NamedTuple):
@@ -85,6 +92,8 @@ def reproduce(flags: ReproduceConfig, command: str) -> Path:
     with interruptible():
         runs = plan(flags)
         content = joblib.hash(_check_data(flags))
+        if flags.features == "inception":  # which may not be reached
+            inception_features(Path(flags.cache_dir).expanduser(), flags.inception_weights)
         features: dict[Config, str] = {}
         failed: dict[Config, str] = {}
 
@@ -216,12 +225,12 @@ def _look_at(config: Config) -> Run:
     if not (folder / "flags.json").exists():
         return Run(config, completed=0, finished=False)
     saved = load_config(folder)
-    refuse_other_flags(saved, config)
+    refuse_other_flags(saved, config, _RUN)
     completed = max(map(int, read_history(folder)), default=0)
     if completed > config.epochs:
         raise UsageError(
-            f"the run in {folder} is at epoch {completed}, beyond --epochs={config.epochs}: use "
-            f"--epochs={completed}, or another --runs_dir for shorter runs."
+            f"the run in {folder} is at epoch {completed}, beyond the {config.epochs} that are "
+            "wanted: use a higher --epochs, or another --runs_dir for shorter runs."
         )
     exported = (config.export_path / "metadata.json").is_file()
     return Run(config, completed, completed == config.epochs == saved.epochs and exported)
@@ -274,7 +283,7 @@ def _digests(flags: ReproduceConfig, config: Config, content: str) -> dict[str, 
     origin = (
         {name: value for name, value in wanted.items() if name not in _PLACES},
         {n: v for n, v in dataclasses.asdict(config).items() if n not in RUN_ONLY - {"epochs"}},
-        [importlib.metadata.version(name) for name in _PACKAGES],
+        versions(_PACKAGES),
         content,
         [file.read_bytes() for file in sorted(files)],
     )

@@ -33,6 +33,10 @@ class Checkpoints:
     def __init__(self, model: PAD, run_folder: Path) -> None:
         self._model = model
         averages = [average.value for _, average in model.averaged]
+        networks = (model.encoder, model.generator, *model.parts_with_weights.values())
+        weights = {id(weight) for network in networks for weight in network.weights}
+        # Such as the state of a dropout layer's random numbers.
+        others = [v.value for each in networks for v in each.variables if id(v) not in weights]
         # One by one, because Keras adds a metric of its own to a model, which only all workers
         # together could read.
         state = tf.train.Checkpoint(
@@ -41,6 +45,7 @@ class Checkpoints:
             step=model.step,
             **model.parts_with_weights,
             **({"averages": averages} if averages else {}),
+            **({"others": others} if others else {}),
             encoder_optimizer=model.encoder_optimizer,
             generator_optimizer=model.generator_optimizer,
         )

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from ad_keras.cli import flag, require, require_known
+from ad_keras.data import short_name
 
 CONDITIONS = {
     "full": {},
@@ -236,10 +237,7 @@ class Config:
         """The folder of the run."""
         if self.run_dir:
             return Path(self.run_dir).expanduser()
-        if self.dataset.startswith((".", "/", "~")) or Path(self.dataset).is_dir():
-            name = Path(self.dataset).expanduser().resolve().name
-        else:
-            name = self.dataset.replace("/", "_")
+        name = short_name(self.dataset)
         return Path("runs") / (name if self.condition == "full" else f"{name}-{self.condition}")
 
     @property

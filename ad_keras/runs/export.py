@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -18,6 +18,7 @@ from ad_keras.pad.model import PAD
 from ad_keras.runs.config import Config
 
 _PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy")
+_FILES = {"encoder", "generator", "encoder.keras", "metadata.json"}  # of an export
 
 
 def export_networks(model: PAD, folder: str | Path, metadata: dict | None = None) -> None:
@@ -68,9 +69,15 @@ def export_networks(model: PAD, folder: str | Path, metadata: dict | None = None
         (partial / "metadata.json").write_text(text + "\n")
 
 
-def versions() -> dict[str, str]:
-    """Of this package and of those that its figures depend on most."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """Of packages that figures depend on, by default of this one and the most important others."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # not installed, or under another name
+            found[name] = "unknown"
+    return found
 
 
 def check_export_folder(
@@ -112,8 +119,8 @@ def check_export_folder(
             f"--saved_model_dir={folder} would replace the working directory: choose another."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    there = any(folder.iterdir()) if folder.is_dir() else folder.exists()
-    if there and not (folder / "metadata.json").is_file():
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if folder.exists() and there and not {"metadata.json"} <= there <= _FILES:
         raise UsageError(
             f"{folder} holds something that is no export, and exporting would replace it: choose "
             "another --saved_model_dir."
@@ -209,11 +216,12 @@ def _replaced(folder: Path) -> Iterator[Path]:
     """Yields an empty folder that takes the place of `folder` in the end.
 
     If the process is killed between the last two renames, the earlier content is whole in
-    `<folder>.previous`, from where the next export brings it back first.
+    `.<folder>.previous`, from where the next export brings it back first.
     """
+    folder = folder.resolve()  # of a link, what it leads to
     check_export_folder(folder)
     partial = folder.with_name(f".{folder.name}.partial")
-    previous = folder.with_name(f"{folder.name}.previous")
+    previous = folder.with_name(f".{folder.name}.previous")
     if previous.exists() and not folder.exists():
         previous.rename(folder)
     for leftover in (previous, partial):

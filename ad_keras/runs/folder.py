@@ -36,6 +36,7 @@ class FolderKind:
         flags_file: where they are saved.
         content: names, or patterns of names, of what else belongs to it.
         changeable: flags that may change when it is continued.
+        renewal: how one deletes it, in words that follow "or".
     """
 
     name: str
@@ -44,6 +45,7 @@ class FolderKind:
     flags_file: str
     content: tuple[str, ...]
     changeable: frozenset[str]
+    renewal: str = "--overwrite to delete it"
 
 
 RUN = FolderKind(
@@ -110,6 +112,11 @@ def open_run(
                     path.unlink(missing_ok=True)
         if saved.exists():
             refuse_other_flags(load_config(folder, kind), config, kind)
+        elif own := [name for name in kind.content if (folder / name).is_dir()]:
+            raise UsageError(
+                f"{folder} has no {saved.name}, but {own[0]}/, which would be mixed with that of a "
+                f"new {kind.name}: choose another {kind.flag}, or move it away."
+            )
         else:  # the flags last, because they make a run of the folder
             for name, record in (records or {}).items():
                 write_atomically(folder / name, json.dumps(record, indent=1) + "\n")
@@ -171,7 +178,7 @@ def refuse_other_flags(saved: Config, wanted: Config, kind: FolderKind = RUN) ->
         raise UsageError(
             f"{wanted.run_path} holds a {kind.name} with other flags: {'; '.join(different)}. Use "
             f"these again to continue it, another {kind.flag} for a new {kind.name}, or "
-            "--overwrite to delete it."
+            f"{kind.renewal}."
         )
 
 

@@ -151,21 +151,21 @@ def overview(model: PAD, images: np.ndarray, seed: int) -> np.ndarray:
     Args:
         model: a PAD model.
         images: uint8 [N, H, W, 3], the memories; N is at least 4. Where two are needed, the
-            second is the next image.
+            second is the image before.
         seed: of occlusions and noise.
 
     Returns:
         uint8 [height, width, 3].
     """
-    nexts = np.roll(images, -1, axis=0)
+    others = np.roll(images, 1, axis=0)  # as in evaluation
     sections = {
         f"Wake: memories, after {int(model.step.numpy()):,} steps": wake_rows(model, images),
         f"NREM: replays, occluded by {_TILE} x {_TILE} tiles": occlusion_rows(
             model, images, _OCCLUSIONS, _TILE, seed
         ),
-        f"REM: dreams of memories{_mixture(model)}": rem_rows(model, images, nexts, seed),
+        f"REM: dreams of memories{_mixture(model)}": rem_rows(model, images, others, seed),
         "Walks from one memory to another": traversal_rows(
-            model, images[:_WALKS], nexts[:_WALKS], len(images) - 2
+            model, images[:_WALKS], others[:_WALKS], len(images) - 2
         ),
     }
     return np.concatenate([sheet(rows, heading) for heading, rows in sections.items()])

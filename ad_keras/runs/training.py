@@ -110,6 +110,11 @@ def train(
         check_export_folder(config.export_path, config.run_path, named=named)
     with failures_explained(config.run_path), cluster.strategy.scope():
         model = build(config)
+    if model.steps_per_execution > 1:
+        raise UsageError(
+            f"`build` compiled with steps_per_execution={model.steps_per_execution}, but a run "
+            "counts, saves and reports every step: leave it at 1."
+        )
     records["model.json"] = describe_model(model)
     if begun:
         _refuse_other_model(config, records["model.json"])
@@ -266,6 +271,8 @@ def _run_folder(config: Config, cluster: Cluster, records: Mapping[str, dict]) -
             "folder must be on a disk that all workers share."
         )
     refuse_other_flags(load_config(config.run_path), config)
+    _refuse_other_data(config, records["data.json"])
+    _refuse_other_model(config, records["model.json"])
     yield config.run_path
 
 

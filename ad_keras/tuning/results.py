@@ -101,9 +101,11 @@ class Results:
     def ranking(self) -> list[Trial]:
         """The finished trials, best first; those with a score for each seed lead, by their mean.
 
-        While finalists have runs to go, the first run of each trial counts alone.
+        Without finalists, or while these have runs to go, the first run of each trial counts alone.
         """
-        if any(len(trial.scores) + len(trial.failures) < SEEDS for trial in self.finalists):
+        finalists = self.finalists
+        done = all(len(trial.scores) + len(trial.failures) == SEEDS for trial in finalists)
+        if not (finalists and done):
             return self.finished
         complete = [trial for trial in self.finished if len(trial.scores) == SEEDS]
         complete.sort(key=lambda trial: -trial.mean(self.flags.objective))

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,6 +251,19 @@ def test_a_disk_of_its_own_is_told_to_the_worker(tiny, quick_train, tmp_path, mo
     become_second_worker(monkeypatch)
     with pytest.raises(UsageError, match="must be on a disk that all workers share"):
         quick_train(tiny(tmp_path))
+
+
+def test_a_worker_with_other_images_is_refused_from_the_start(
+    tiny, image_folder, quick_train, tmp_path, monkeypatch
+):
+    images = tmp_path / "images"
+    shutil.copytree(image_folder, images)
+    config = tiny(tmp_path, dataset=str(images), epochs=1)
+    quick_train(config)
+    next((images / "train").rglob("*.png")).unlink()
+    become_second_worker(monkeypatch)
+    with pytest.raises(UsageError, match=r"with 48 images of .*, but now there are 47"):
+        quick_train(dataclasses.replace(config, overwrite=True))
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,13 @@ class TestFolder:
         assert train.class_names == test.class_names
         assert test.class_names[test.labels[0]] == "owl"
 
+    def test_one_split_may_have_classes_and_the_other_none(self, tmp_path):
+        for name in ("train/1.png", "test/cat/1.png"):
+            save(tmp_path / name, noise(0, 32, 32, 3))
+        train, test = (data.load(str(tmp_path), split) for split in ("train", "test"))
+        assert (train.labels, train.class_names) == (None, ())
+        assert (test.labels.tolist(), test.class_names) == ([0], ("cat",))
+
     def test_home_folder_is_expanded(self, image_folder, monkeypatch):
         monkeypatch.setenv("HOME", str(image_folder.parent))
         assert len(data.load(f"~/{image_folder.name}", "test")) == 12
@@ -343,6 +350,23 @@ class TestPrepared:
         monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", stop)
         with pytest.raises(Interrupted, match="SIGINT: the same"):
             data.load("synth_digits/1k", "train", data_dir=str(tmp_path))
+
+    def test_set_that_another_process_prepared_meanwhile_is_read(
+        self, tmp_path, monkeypatch, prepared_mnist
+    ):
+        import tensorflow_datasets as tfds
+
+        def late(builder, **_):
+            shutil.copytree(prepared_mnist, tmp_path, dirs_exist_ok=True)
+            raise FileExistsError("Cannot rename")
+
+        monkeypatch.setattr(data, "reachable", lambda address: True)
+        monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", late)
+        first, second = (
+            data.load("mnist", "train", data_dir=str(folder)).images
+            for folder in (tmp_path, prepared_mnist)
+        )
+        np.testing.assert_array_equal(first, second)
 
     def test_set_that_cannot_be_generated_names_the_folder(self, tmp_path, monkeypatch):
         import tensorflow_datasets as tfds

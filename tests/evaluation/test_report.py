@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -124,7 +125,8 @@ def test_a_gap_of_one_run_leaves_the_figures_of_the_others(order):
     combined = report.combine([runs[number] for number in order])
     assert combined["metrics"]["occlusion"]["mean"]["tile_4/0.3"] == 0.33
     assert combined["metrics"]["logistic_probe"]["mean"]["trained/accuracy"] == 0.61
-    assert "occlusion tile_4" in combined["lacking"]["seed1"]
+    assert {"occlusion tile_4", "logistic_probe trained"} <= set(combined["lacking"]["seed1"])
+    assert re.search(r"logistic regression\) +trained +61\.0 %", report.table(combined))
 
 
 def test_chance_is_the_share_of_the_commonest_class():

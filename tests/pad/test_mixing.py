@@ -58,10 +58,10 @@ def test_components_come_whole_from_one_source_with_the_shares_as_probabilities(
     assert abs(noise.std() - 1) < 0.05
 
 
-def test_many_memories_are_the_mean_of_those_of_the_next_neighbours():
+def test_many_memories_are_the_mean_of_those_of_the_neighbours_before():
     newer, older = normal(0, 5), normal(1, 5)
     mixed = ManyMemoriesMixing(0.25, 1.0, older=2)(newer, older, KEY)
-    expected = 0.25 * newer + 0.75 * (older + np.roll(older, -1, axis=0)) / 2
+    expected = 0.25 * newer + 0.75 * (older + np.roll(older, 1, axis=0)) / 2
     np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-6)
     single = ManyMemoriesMixing(0.25, 0.5, older=1)(newer, older, KEY)
     np.testing.assert_allclose(single, Mixing(0.25, 0.5)(newer, older, KEY), rtol=1e-6)

@@ -42,7 +42,8 @@ def reported(save_runs, tmp_path_factory):
     (folder / "full-seed0" / "figures").mkdir()
     points.to_csv(folder / "full-seed0" / "figures" / "pca.csv", index=False)
     (folder / "pictures" / "run").mkdir(parents=True)
-    (folder / "pictures" / "old.png").touch()
+    for name in ("dreams_epoch_3", "somebodys_own"):
+        (folder / "pictures" / f"{name}.png").touch()
     main(["reproduce", f"--results_dir={folder}"])
     return folder
 
@@ -90,7 +91,8 @@ def test_the_page_and_the_markdown_say_the_same(reported):
 def test_the_pictures_of_the_markdown_exist(reported):
     named = re.findall(r"!\[.*\]\((.*)\)", (reported / "report.md").read_text())
     assert len(named) == 6
-    others = {reported / "pictures" / "run"}  # a folder, which might be a run's
+    # A folder, which might be a run's, and a picture that no report wrote.
+    others = {reported / "pictures" / name for name in ("run", "somebodys_own.png")}
     assert {reported / name for name in named} | others == set((reported / "pictures").iterdir())
 
 

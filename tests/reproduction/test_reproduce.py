@@ -298,7 +298,8 @@ def test_flags_of_networks_and_of_their_training_apply_to_every_run():
     ("changes", "message"),
     [
         ({"base_filters": 8}, "holds a run with other flags: --base_filters was 4 and is 8"),
-        ({"epochs": 1}, "is at epoch 2, beyond --epochs=1"),
+        ({"base_filters": 8}, "another --runs_dir for a new run, or delete its folder."),
+        ({"epochs": 1}, "is at epoch 2, beyond the 1 that are wanted"),
         ({"batch_size": 97, "conditions": ("no_nrem",)}, "--batch_size=97 is more than the 96"),
     ],
 )
@@ -320,6 +321,16 @@ def test_images_without_labels_are_refused(workplace, tmp_path, refusal, flags_o
     config = reproduction(workplace, dataset=str(tmp_path / "plain"), runs_dir=str(tmp_path / "r"))
     error = refusal(main, *flags_of(config))
     assert "has no labels, which the paper's measurements need" in error
+    assert not (tmp_path / "r").exists()
+
+
+def test_inception_that_is_not_reached_is_told_before_anything_is_trained(
+    workplace, tmp_path, refusal, flags_of, monkeypatch
+):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("ad_keras.evaluation.features.reachable", lambda address: False)
+    config = reproduction(workplace, features="inception", runs_dir=str(tmp_path / "r"))
+    assert "Inception's weights are not here" in refusal(main, *flags_of(config))
     assert not (tmp_path / "r").exists()
 
 

@@ -10,10 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from ad_keras import PAD, build_encoder, build_generator
 from ad_keras.errors import RunError, UsageError
 from ad_keras.runs.checkpoints import Checkpoints, newest_step
 from ad_keras.runs.folder import load_config, open_run, write_atomically
@@ -89,6 +91,19 @@ class TestFinishedRun:
             assert (value.shape, value.tobytes()) in saved, variable.path
         assert int(model.step.numpy()) == 24
         assert np.ptp(model.hippocampus.latents.numpy()) > 0
+
+    def test_random_numbers_of_layers_go_on_where_they_were(self, tmp_path):
+        plain = build_encoder(latent_dim=4, base_filters=2)
+        outputs = {**plain.output, "latent": keras.layers.Dropout(0.5)(plain.output["latent"])}
+        encoder = keras.Model(plain.input, outputs)
+        model = PAD(encoder, build_generator(latent_dim=4, base_filters=2))
+        model.compile()
+        checkpoints, images = Checkpoints(model, tmp_path), np.zeros((2, 32, 32, 3), np.float32)
+        encoder(images, training=True)
+        checkpoints.save()
+        first, _ = (encoder(images + 1, training=True)["latent"] for _ in range(2))
+        checkpoints.restore()
+        np.testing.assert_array_equal(encoder(images + 1, training=True)["latent"], first)
 
 
 class TestDamage:
@@ -248,11 +263,12 @@ class TestOtherFlags:
                 train(tiny(tmp_path, **mistake))
         assert list(quick_train(tiny(tmp_path, epochs=1)).history) == ["0", "1"]
 
-    def test_folder_that_holds_something_else_is_not_deleted_from(self, tiny, tmp_path):
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_folder_that_holds_something_else_is_left_alone(self, overwrite, tiny, tmp_path):
         (tmp_path / "run" / "logs").mkdir(parents=True)
         (tmp_path / "run" / "logs" / "diary.txt").write_text("mine")
         with pytest.raises(UsageError, match=re.escape(str(tmp_path / "run"))):
-            train(tiny(tmp_path, overwrite=True))
+            train(tiny(tmp_path, overwrite=overwrite))
         assert (tmp_path / "run" / "logs" / "diary.txt").read_text() == "mine"
 
 

@@ -240,7 +240,9 @@ def test_flags_that_a_continued_run_may_change_are_flags():
         ({"dataset": "svhn", "run_dir": "out/7"}, "out/7"),
     ],
 )
-def test_run_is_named_after_data_and_condition(changes, expected):
+def test_run_is_named_after_data_and_condition(changes, expected, tmp_path, monkeypatch):
+    (tmp_path / "synth_digits" / "50k").mkdir(parents=True)  # which is not the data set's name
+    monkeypatch.chdir(tmp_path)
     config = Config(**changes)
     assert config.run_path == Path(expected)
     assert config.export_path == Path("saved_models") / Path(expected).name

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from ad_keras import PAD, Hippocampus, build_encoder, build_generator, export_networks, load_encoder
 from ad_keras.errors import UsageError
+from ad_keras.runs.export import versions
 
 SIZE, LATENT, BATCH = 16, 8, 8
 FILES = {"encoder", "generator", "encoder.keras", "metadata.json"}
@@ -252,13 +253,28 @@ def test_an_export_that_was_killed_while_switching_is_brought_back_first(
     monkeypatch, model, earlier, quick_export
 ):
     folder, before = earlier
-    folder.rename(folder.with_name("digits.previous"))  # between the two renames
+    folder.rename(folder.with_name(".digits.previous"))  # between the two renames
     folder.with_name(".digits.partial").mkdir()
+    folder.with_name("digits.previous").mkdir()  # somebody's own
     monkeypatch.setattr(keras.Model, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
         export_networks(model, folder, {"note": "second"})
     assert contents(folder) == before
-    assert [path.name for path in folder.parent.iterdir()] == ["digits"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["digits", "digits.previous"]
+
+
+def test_an_export_stays_where_a_link_leads(model, earlier, quick_export):
+    folder, _ = earlier
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    for note in ("second", "third"):
+        export_networks(model, link, {"note": note})
+        assert link.is_symlink()
+        assert json.loads((folder / "metadata.json").read_text())["note"] == note
+
+
+def test_the_version_of_what_is_not_installed_is_unknown():
+    assert versions(("numpy", "absent")) == {"numpy": np.__version__, "absent": "unknown"}
 
 
 def test_a_folder_without_an_encoder_is_refused_by_name(tmp_path):

@@ -177,7 +177,8 @@ class TestRefusals:
         (tmp_path / "empty").mkdir()
         (tmp_path / "file").write_text("")
         (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "thesis.txt").write_text("long")
+        for name in ("thesis.txt", "metadata.json"):
+            (tmp_path / "mine" / name).write_text("long")
         monkeypatch.chdir(tmp_path / "empty")
         places = {"here": tmp_path, "run": finished[0].run_dir}
         before = sorted(tmp_path.rglob("*"))

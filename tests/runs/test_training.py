@@ -565,6 +565,15 @@ class TestOwnModel:
             restore_run(own.run_dir, build=build)
         assert Path(own.run_dir, "model.json").read_bytes() == before
 
+    def test_model_that_takes_several_steps_at_once_is_refused(self, tiny, tmp_path):
+        def several(config):
+            model = build_model(config)
+            model.compile(steps_per_execution=2)
+            return model
+
+        with pytest.raises(UsageError, match="compiled with steps_per_execution=2"):
+            train(tiny(tmp_path), build=several)
+
     def test_commands_say_how_to_restore_it(self, own, refusal):
         for main, flag, call in (
             (export.main, f"--run_dir={own.run_dir}", "restore_run"),

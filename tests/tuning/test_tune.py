@@ -334,6 +334,9 @@ class TestContinuing:
         assert "--epochs=9" in more.flagfile.read_text()
         search.search(dataclasses.replace(flags, max_trials=11, retrain=1))
         assert len(trained) == 13
+        trained.score = lambda config: 0.99
+        flags = dataclasses.replace(flags, max_trials=12)
+        assert search.search(flags).ranking[0].number == 11  # though another has three seeds
         for changes, named in (
             ({"tuner": "bayesian"}, "--tuner was random and is bayesian"),
             ({"epochs_per_trial": 3}, "--epochs_per_trial was 2 and is 3"),
