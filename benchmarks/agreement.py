@@ -252,7 +252,7 @@ def read(file: str) -> dict[str, np.ndarray]:
         UsageError: if the file is none, or of a condition that is not known.
     """
     try:
-        with np.load(file) as arrays:
+        with open(file, "rb") as opened, np.load(opened) as arrays:
             recorded = dict(arrays)
         settings = json.loads(str(recorded["settings"]))
         needed = {"condition", "base_filters", "latent_dim", "batch_size"} - settings.keys()

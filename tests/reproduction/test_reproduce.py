@@ -192,7 +192,7 @@ def test_results_are_only_reused_of_the_same_settings_data_weights_and_versions(
     assert not reused()
     results.write_text(kept)
     assert reused()
-    monkeypatch.setattr(runs.importlib.metadata, "version", lambda name: "99")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99")
     assert not reused()
 
 

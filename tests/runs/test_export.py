@@ -184,7 +184,8 @@ def contents(folder):
 
 def test_exporting_again_replaces_everything_and_does_not_change_the_model(model, earlier):
     folder, _ = earlier
-    (folder / "stray").write_text("from the first export")
+    stray = folder / "encoder" / "stray"
+    stray.write_text("from the first export")
     first = load_encoder(folder).predict(pixels(), verbose=0)["latent"]
     kernel = model.encoder.trainable_variables[0]
     before = kernel.numpy()
@@ -198,6 +199,7 @@ def test_exporting_again_replaces_everything_and_does_not_change_the_model(model
     finally:
         kernel.assign(before)
     assert {path.name for path in folder.iterdir()} == FILES
+    assert not stray.exists()
     assert [path.name for path in folder.parent.iterdir()] == ["digits"]
     metadata = json.loads((folder / "metadata.json").read_text())
     assert (metadata["note"], metadata["step"]) == ("second", 2)
