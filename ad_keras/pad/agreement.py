@@ -48,9 +48,6 @@ class Contrast(Part):
     Args:
         temperature: t, above 0.
         views: perturbed views of each memory, at least 2.
-
-    Raises:
-        ValueError: if an argument is not possible.
     """
 
     def __init__(self, temperature: float = 0.2, views: int = 2) -> None:
@@ -85,9 +82,6 @@ class VICReg(Part):
         variance: weight of the hinge, 0 or more.
         covariance: weight of the covariances, 0 or more.
         views: perturbed views of each memory, at least 2.
-
-    Raises:
-        ValueError: if an argument is not possible.
     """
 
     def __init__(
@@ -131,9 +125,6 @@ class CodingRate(Part):
         similarity: weight of the cosine against the rate, 0 or more.
         distortion: epsilon squared of the rate, above 0.
         views: perturbed views of each memory, at least 2.
-
-    Raises:
-        ValueError: if an argument is not possible.
     """
 
     def __init__(self, similarity: float = 200.0, distortion: float = 0.2, views: int = 2) -> None:

@@ -40,9 +40,6 @@ class Crop(_Augmentation):
             uniform between them.
         aspect_range: lowest and highest ratio of width to height, above 0; its logarithm is
             uniform. A side that would be longer than the image's is the image's.
-
-    Raises:
-        ValueError: if a range is empty or out of bounds.
     """
 
     def __init__(
@@ -79,9 +76,6 @@ class Shift(_Augmentation):
 
     Args:
         share: the largest shift, as a share of the image's side, in [0, 1].
-
-    Raises:
-        ValueError: if the share is not in [0, 1].
     """
 
     def __init__(self, share: float = 0.125) -> None:
@@ -105,9 +99,6 @@ class Rotation(_Augmentation):
 
     Args:
         degrees: the largest angle to either side, in [0, 180].
-
-    Raises:
-        ValueError: if the angle is not possible.
     """
 
     def __init__(self, degrees: float = 15.0) -> None:
@@ -131,9 +122,6 @@ class Flip(_Augmentation):
 
     Args:
         probability: of an image being flipped, in [0, 1].
-
-    Raises:
-        ValueError: if the probability is not in [0, 1].
     """
 
     def __init__(self, probability: float = 0.5) -> None:
@@ -151,9 +139,6 @@ class Grey(_Augmentation):
 
     Args:
         probability: of an image becoming grey, in [0, 1].
-
-    Raises:
-        ValueError: if the probability is not in [0, 1].
     """
 
     def __init__(self, probability: float = 0.2) -> None:
@@ -175,9 +160,6 @@ class Colour(_Augmentation):
 
     Args:
         strength: in [0, 1]; 0 changes nothing.
-
-    Raises:
-        ValueError: if the strength is not in [0, 1].
     """
 
     def __init__(self, strength: float = 0.4) -> None:
@@ -204,9 +186,6 @@ class Blur(_Augmentation):
     Args:
         deviation_range: smallest and largest standard deviation in pixels, above 0; it is uniform
             between them.
-
-    Raises:
-        ValueError: if the range is empty or out of bounds.
     """
 
     def __init__(self, deviation_range: tuple[float, float] = (0.1, 1.5)) -> None:
@@ -232,9 +211,6 @@ class Noise(Part):
 
     Args:
         deviation: its standard deviation; images span 2, from -1 to 1.
-
-    Raises:
-        ValueError: if the deviation is below 0.
     """
 
     def __init__(self, deviation: float = 0.1) -> None:
@@ -256,9 +232,6 @@ class Chain(Part):
     Args:
         perturbations: any, `Occlusion` and your own included, but no layers: their weights would
             be neither trained nor saved.
-
-    Raises:
-        ValueError: if one is a layer.
     """
 
     def __init__(self, perturbations: Sequence[Perturbation]) -> None:

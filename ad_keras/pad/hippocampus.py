@@ -1,4 +1,7 @@
-"""Memories of latents: the paper's, of the last mini-batch, and others that reach further back."""
+"""Memories of latents: the paper's, of the last mini-batch, and others that reach further back.
+
+Their constructors raise a ValueError of one line if an argument is not possible.
+"""
 
 import keras
 import tensorflow as tf
@@ -17,9 +20,6 @@ class Hippocampus(keras.layers.Layer):
     Args:
         capacity: the most latents that can be stored at a time, at least 1.
         **kwargs: of `keras.layers.Layer`.
-
-    Raises:
-        ValueError: if the capacity is below 1.
     """
 
     def __init__(self, capacity: int = 64, **kwargs) -> None:
@@ -93,9 +93,6 @@ class EpisodicHippocampus(Hippocampus):
             (Vitter 1985, algorithm R).
         seed: of what a reservoir forgets.
         **kwargs: of `keras.layers.Layer`.
-
-    Raises:
-        ValueError: if an argument is not possible.
     """
 
     def __init__(
@@ -164,9 +161,6 @@ class AssociativeHippocampus(EpisodicHippocampus):
         beta: inverse temperature, above 0; the larger, the more a single latent is recalled.
         cue: share of the latent's components that the cue has, above 0 and at most 1.
         **kwargs: of `EpisodicHippocampus`.
-
-    Raises:
-        ValueError: if an argument is not possible.
     """
 
     def __init__(

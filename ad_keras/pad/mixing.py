@@ -17,9 +17,6 @@ class Mixing(Part):
     Args:
         recent: lambda, the share of the newer of the two memories, in [0, 1].
         memories: lambda', the share of memories in the mixture, in [0, 1]; the rest is noise.
-
-    Raises:
-        ValueError: if a share is not in [0, 1].
     """
 
     def __init__(self, recent: float = 0.5, memories: float = 0.5) -> None:
@@ -91,9 +88,6 @@ class ManyMemoriesMixing(Mixing):
         recent: lambda, the share of the newest memory, in [0, 1].
         memories: lambda', the share of memories against noise, in [0, 1].
         older: how many older memories, at least 1; with 1 it is `Mixing`.
-
-    Raises:
-        ValueError: if an argument is not possible.
     """
 
     def __init__(self, recent: float = 0.5, memories: float = 0.5, older: int = 3) -> None:

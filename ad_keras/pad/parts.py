@@ -13,7 +13,8 @@ Perturbation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 class Part:
     """A replaceable piece of the model whose constructor's arguments are its public attributes.
 
-    From these, `get_config` and equality follow, so that saved models and runs know the part.
+    From these, `get_config` and equality follow, so that saved models and runs know the part. The
+    constructors of this package raise a ValueError of one line if an argument is not possible.
     Register a part of your own with `keras.saving.register_keras_serializable`. A part with
     weights is a `keras.layers.Layer` instead.
     """

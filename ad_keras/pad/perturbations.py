@@ -26,9 +26,6 @@ class Occlusion(Part):
         tile_range: smallest and largest side of a tile in pixels, at least 1; it is uniform over
             these integers.
         per_image: whether each image of a mini-batch has a mask of its own.
-
-    Raises:
-        ValueError: if a range is empty or out of bounds.
     """
 
     def __init__(
