@@ -58,7 +58,7 @@ _LOSSES = {
     ("rem", "internal_loss"): "REM: dreams called internal",
 }
 _curves = functools.partial(plots.curves, order=list(CONDITIONS))
-_PICTURES = (*("dreams_epoch_*", "fid", "separability", "occlusion", "pca", "distances", "losses"),)
+_PICTURES = ("dreams_epoch_*", "fid", "separability", "occlusion", "pca", "distances", "losses")
 _SHOWN_CLASSES = 4  # of the maps, as in the paper
 _MEMORIES = 10  # columns of a sheet of dreams
 _SEED = 0  # of their choice, occlusions and noise
