@@ -91,7 +91,7 @@ def resolve(dataset: str) -> Path | None:
 
 
 def short_name(dataset: str) -> str:
-    """The name of a data set for folders and headings."""
+    """A data set's name for folders and headings: a folder's own, or such as synth_digits_50k."""
     if dataset in DATASETS or dataset.startswith("synth_digits/"):
         return dataset.replace("/", "_")
     return Path(dataset).expanduser().resolve().name
@@ -237,7 +237,7 @@ def _load_prepared(dataset: str, split: str, data_dir: str | None, image_size: i
         raise RunError(_damaged(dataset, where / DATASETS[name], error)) from error
     if not builder.is_prepared():
         _prepare(builder, dataset, where)
-        builder = tfds.builder(full_name, data_dir=str(where))
+        builder = tfds.builder(full_name, data_dir=str(where))  # reads what is there now
     try:
         expected = builder.info.splits[split].num_examples
         images = np.empty((expected, image_size, image_size, 3), np.uint8)

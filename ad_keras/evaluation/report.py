@@ -233,7 +233,7 @@ def _label(metric: str, of: str, figure: str) -> str | None:
 
 
 def _number(metric: str, values: pd.Series) -> str:
-    values = values.dropna()
+    values = values[np.isfinite(values)]
     if not len(values):
         return "not finite"
     summary = summarise(values)

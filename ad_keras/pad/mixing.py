@@ -82,7 +82,8 @@ class ManyMemoriesMixing(Mixing):
     """The convex mixture with the mean of several older memories in place of one.
 
     The others are those of other images in the mini-batch: each image recalls one, and takes those
-    that the images before it recall, too.
+    that the images before it recall, too. Where images are mixed with each other, as in evaluation,
+    each recalls the one before it, so that none meets itself.
 
     Args:
         recent: lambda, the share of the newest memory, in [0, 1].

@@ -499,7 +499,9 @@ class PAD(keras.Model):
         self._record_probability("rem", logits)
         return {"internal": self.adversary.internal(logits)}, logits
 
-    def _perceive(self, perturbation: Perturbation, images, key, loss) -> tf.Tensor:
+    def _perceive(
+        self, perturbation: Perturbation, images: tf.Tensor, key: tf.Tensor, loss
+    ) -> tf.Tensor:
         """Latents [views, B, latent_dim] of as many perturbed views as a loss compares."""
         views = getattr(loss, "views", 1)
         perturbed = [perturbation(images, each) for each in draws.split(key, views)]

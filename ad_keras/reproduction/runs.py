@@ -135,7 +135,7 @@ def estimate(flags: ReproduceConfig) -> str:
     Nothing is written, except that a data set which is not there yet is prepared.
 
     Raises:
-        UsageError: as `reproduce` would.
+        UsageError: as `reproduce` would, except for Inception's weights, which it would download.
     """
     runs = plan(flags)
     train_set, test_set = _check_data(flags)

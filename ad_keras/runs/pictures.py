@@ -157,7 +157,7 @@ def overview(model: PAD, images: np.ndarray, seed: int) -> np.ndarray:
     Returns:
         uint8 [height, width, 3].
     """
-    others = np.roll(images, 1, axis=0)  # as in evaluation
+    others = np.roll(images, 1, axis=0)  # with the next ones, many memories would meet themselves
     sections = {
         f"Wake: memories, after {int(model.step.numpy()):,} steps": wake_rows(model, images),
         f"NREM: replays, occluded by {_TILE} x {_TILE} tiles": occlusion_rows(

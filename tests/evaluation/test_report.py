@@ -116,6 +116,13 @@ def test_runs_with_other_metrics_are_combined_as_far_as_they_go():
     assert combined["metrics"]["occlusion"]["mean"]["tile_4/0.3"] == 0.33
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_that_is_not_finite_is_told(value):
+    diverged = result()
+    diverged["metrics"]["logistic_probe"]["values"] = {"trained": {"accuracy": value}}
+    assert re.search(r"logistic regression\) +trained +not finite", report.table(diverged))
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_gap_of_one_run_leaves_the_figures_of_the_others(order):
     gap = result(1)

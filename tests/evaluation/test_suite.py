@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from ad_keras import PAD, Hippocampus, build_encoder, build_generator
+from ad_keras import PAD, Hippocampus, ManyMemoriesMixing, build_encoder, build_generator
 from ad_keras.data import ImageSet
+from ad_keras.data.pixels import to_pixels
 from ad_keras.errors import UsageError
 from ad_keras.evaluation import suite
 from ad_keras.evaluation.config import METRICS
@@ -171,6 +172,16 @@ def test_dreams_are_compared_with_as_many_real_images(measured, subject, tmp_pat
     assert results["fid"]["protocol"]["images"] == 90
     assert results["fid"]["protocol"]["features"] == "mean colours"
     assert results["fid"]["protocol"]["features_weights"] == features.weights
+
+
+def test_no_dream_mixes_a_memory_with_itself(subject):
+    model = a_model(3)
+    model.mixing = ManyMemoriesMixing(0.5, 1.0, older=3)
+    latents = np.random.default_rng(1).normal(size=(9, LATENT)).astype(np.float32)
+    others = [np.roll(latents, number, axis=0) for number in (1, 2, 3)]
+    expected = to_pixels(model.generator(0.5 * latents + 0.5 * np.mean(others, axis=0)))
+    found = dreams(model, latents, latents, 5)["rem"]
+    np.testing.assert_allclose(found.astype(int), expected, atol=1)
 
 
 def test_real_images_are_closer_to_real_ones_than_the_dreams_of_random_networks(measured):
