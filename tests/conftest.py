@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -24,33 +25,31 @@ with contextlib.suppress(ImportError):
     import triton  # noqa: F401
 
 
+def save_noise(folder: Path, classes: dict[str, slice], train: int, test: int, high: int) -> Path:
+    """Writes images of noise below a value for each class, brighter in the class's rows."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for name, rows in classes.items():
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, high, (32, 32, 3), np.uint8)
+                pixels[rows] += 100
+                Image.fromarray(pixels).save(folder / split / name / f"{number:02}.png")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     """48 training and 12 test images of noise in three classes."""
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 16), ("test", 4)):
-        for name in ("cat", "dog", "owl"):
-            (folder / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{number:02}.png")
-    return folder
+    classes = dict.fromkeys(("cat", "dog", "owl"), slice(0))
+    return save_noise(tmp_path_factory.mktemp("images"), classes, 16, 4, high=256)
 
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
     """96 training and 92 test images in two classes: bright above, and bright below."""
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 48), ("test", 46)):
-        for name, rows in (("above", slice(0, 16)), ("below", slice(16, 32))):
-            (folder / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 150, (32, 32, 3), np.uint8)
-                pixels[rows] += 100
-                Image.fromarray(pixels).save(folder / split / name / f"{number:02}.png")
-    return folder
+    classes = {"above": slice(0, 16), "below": slice(16, 32)}
+    return save_noise(tmp_path_factory.mktemp("data") / "shapes", classes, 48, 46, high=150)
 
 
 @pytest.fixture(scope="session")
@@ -95,11 +94,12 @@ def pytorch():
 
 
 @pytest.fixture
-def outcome(monkeypatch, capsys):
-    """Runs a program in this process: its exit status, stdout and stderr."""
+def outcome(flags_of, monkeypatch, capsys):
+    """Runs a program with flags and configurations here: its exit status, stdout and stderr."""
 
-    def run(main, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    def run(main, *arguments) -> tuple[int, str, str]:
+        plain = ([each] if isinstance(each, str) else flags_of(each) for each in arguments)
+        monkeypatch.setattr(sys, "argv", ["program", *itertools.chain(*plain)])
         capsys.readouterr()
         status = 0
         try:
@@ -115,12 +115,24 @@ def outcome(monkeypatch, capsys):
 def refusal(outcome):
     """Runs a program in vain: its error, one line. A wrong use prints nothing else."""
 
-    def run(main, *arguments: str, status: int = 2) -> str:
+    def run(main, *arguments, status: int = 2) -> str:
         code, out, error = outcome(main, *arguments)
         assert code == status
         assert re.fullmatch(r"error: .*[.?]\n", error)
         assert out == "" or status == 1
         return error
+
+    return run
+
+
+@pytest.fixture
+def success(outcome):
+    """Runs a program that works: what it prints."""
+
+    def run(main, *arguments) -> str:
+        status, out, error = outcome(main, *arguments)
+        assert (status, error) == (0, "")
+        return out
 
     return run
 
@@ -176,12 +188,12 @@ def quick_train(rebuilt):
 
 
 @pytest.fixture
-def quick_command(quick_train, outcome, flags_of, monkeypatch):
-    """Runs the command that trains so: its exit status, stdout and stderr."""
+def quick_main(quick_train, monkeypatch):
+    """The program that trains so."""
     from ad_keras import train as program
 
     monkeypatch.setattr("ad_keras.runs.training.train", quick_train)
-    return lambda config, *flags: outcome(program.main, *flags_of(config), *flags)
+    return program.main
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,7 @@ FLOORS = [
     COMMANDS,
     ("reproduction",),
     ("evaluation", "tuning"),
-    ("runs",),
-    ("measures",),
-    ("pad",),
-    ("compute",),
-    ("data",),
-    ("cli",),
-    ("errors",),
+    *((room,) for room in ("runs", "measures", "pad", "compute", "data", "cli", "errors")),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -320,7 +320,7 @@ def test_one_device_by_default(monkeypatch):
 
 
 def test_a_mini_batch_that_cannot_be_shared_equally_is_refused(
-    tiny, flags_of, refusal, tmp_path, monkeypatch
+    tiny, refusal, tmp_path, monkeypatch
 ):
     class Three(Cluster):
         replicas = 3
@@ -328,7 +328,7 @@ def test_a_mini_batch_that_cannot_be_shared_equally_is_refused(
     monkeypatch.setattr(
         "ad_keras.runs.training.connect", lambda _: Three(tf.distribute.get_strategy())
     )
-    errors = refusal(program.main, *flags_of(tiny(tmp_path)))
+    errors = refusal(program.main, tiny(tmp_path))
     assert "--batch_size=8 cannot be shared equally by 3 replicas" in errors
     assert not (tmp_path / "run").exists()
 

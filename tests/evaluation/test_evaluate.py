@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -40,13 +41,9 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def evaluated(outcome, cache):
-    """Runs the command; its status, stdout and stderr."""
-
-    def run(*arguments):
-        return outcome(main, f"--cache_dir={cache}", "--probe_seeds=2", *map(str, arguments))
-
-    return run
+def evaluated(success, cache):
+    """Runs the command: what it prints."""
+    return functools.partial(success, main, f"--cache_dir={cache}", "--probe_seeds=2")
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +60,12 @@ def single(runs, cache):
 
 @pytest.fixture
 def copied_run(runs, tmp_path):
-    """A copy of the first run, with the possibility to change its flags."""
+    """A copy of a run with other flags, which a second call changes again."""
 
-    def copy(**changes):
-        folder = tmp_path / "seed0"
-        shutil.copytree(runs / "seed0", folder)
+    def copy(name="seed0", **changes):
+        folder = tmp_path / name
+        if not folder.exists():
+            shutil.copytree(runs / name, folder)
         config = Config.from_json((folder / "flags.json").read_text())
         (folder / "flags.json").write_text(dataclasses.replace(config, **changes).to_json())
         return folder
@@ -128,10 +126,9 @@ def test_table_has_our_figures_and_the_classifier_and_real_features_are_kept(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(features, "_train", refuse)
-    status, printed, errors = evaluated(
+    printed = evaluated(
         f"--run_dir={runs / 'seed0'}", "--metrics=fid,knn,probe", f"--output_dir={tmp_path}"
     )
-    assert (status, errors) == (0, "")
     accuracy = single["metrics"]["probe"]["values"]["trained"]["accuracy"]
     assert f"{100 * accuracy:.1f} %" in printed
     assert "linear probe (the paper's, SGD)" in printed
@@ -145,19 +142,11 @@ def test_table_has_our_figures_and_the_classifier_and_real_features_are_kept(
 
 
 def test_for_choices_the_images_that_training_can_leave_out_replace_the_test_images(
-    evaluated, refusal, runs, shapes, tmp_path
+    evaluated, refusal, runs, copied_run, shapes
 ):
-    folder = tmp_path / "seed1"
-    shutil.copytree(runs / "seed1", folder)
-    config = Config.from_json((folder / "flags.json").read_text())
-
-    def change(**changes):
-        (folder / "flags.json").write_text(dataclasses.replace(config, **changes).to_json())
-
-    change(train_examples=90)
+    folder = copied_run("seed1", train_examples=90)
     before = {file.name: file.read_bytes() for file in folder.glob("results.*")}
-    status, printed, errors = evaluated(f"--run_dir={folder}", "--held_out", "--metrics=knn")
-    assert (status, errors) == (0, "")
+    printed = evaluated(f"--run_dir={folder}", "--held_out", "--metrics=knn")
     assert "measured on held-out training images" in printed
     train, rows = data.load(str(shapes), "train"), data.validation_split(90, 1)
     latents = encode(restore_run(folder)[1].encoder, train.images)
@@ -170,7 +159,7 @@ def test_for_choices_the_images_that_training_can_leave_out_replace_the_test_ima
     arguments = (f"--run_dir={folder}", "--held_out")
     assert "is for one run" in refusal(main, *arguments, f"--run_dir={runs / 'seed0'}")
     assert f"--dataset={shapes}" in refusal(main, *arguments, "--dataset=synth_digits")
-    change(hold_out=True)  # which it did not
+    copied_run("seed1", hold_out=True)  # which it did not
     assert "was trained on some of the images" in refusal(main, *arguments)
 
 
@@ -181,8 +170,7 @@ def test_repeated_runs_give_mean_and_standard_error_and_a_line_of_the_csv_each(
     for name in ("layers", "mine"):  # the former of an earlier evaluation
         (tmp_path / "figures" / f"{name}.png").touch()
     arguments = [f"--run_dir={runs / name}" for name in ("seed0", "seed1")]
-    status, printed, errors = evaluated(*arguments, "--metrics=knn", f"--output_dir={tmp_path}")
-    assert (status, errors) == (0, "")
+    printed = evaluated(*arguments, "--metrics=knn", f"--output_dir={tmp_path}")
     kept = {path.name for path in (tmp_path / "figures").iterdir()}
     assert "mine.png" in kept
     assert "layers.png" not in kept
@@ -215,8 +203,7 @@ def test_an_export_of_an_unfinished_run_is_measured_as_such_and_like_its_run(
     metadata["flags"]["epochs"] = 5
     (folder / "metadata.json").write_text(json.dumps(metadata))
     before = sorted(folder.iterdir())
-    status, printed, errors = evaluated(f"--export={folder}", "--metrics=knn,pca")
-    assert (status, errors) == (0, "")
+    printed = evaluated(f"--export={folder}", "--metrics=knn,pca")
     assert f"{folder}: step 4, epoch 2 of 5" in printed
     assert sorted(folder.iterdir()) == before
     beside = tmp_path / "export-evaluation"
@@ -229,8 +216,7 @@ def test_an_export_of_an_unfinished_run_is_measured_as_such_and_like_its_run(
 
 def test_an_unfinished_run_says_where_it_is_and_how_far_its_measuring_is(evaluated, copied_run):
     folder = copied_run(epochs=7)
-    status, printed, errors = evaluated(f"--run_dir={folder}", "--metrics=knn,pca")
-    assert (status, errors) == (0, "")
+    printed = evaluated(f"--run_dir={folder}", "--metrics=knn,pca")
     assert f"{folder}: step 4, epoch 2 of 7\n[1/2] knn: nearest neighbours\n[2/2] pca" in printed
     found = results_in(folder)
     assert (found["epochs"], found["planned_epochs"], found["step"]) == (2, 7, 4)
@@ -241,8 +227,7 @@ def test_a_damaged_checkpoint_is_not_what_the_results_are_labelled_with(evaluate
     folder = copied_run()
     for part in (folder / "checkpoints" / "recent").glob("step-4.data*"):
         part.write_bytes(b"")
-    status, printed, _ = evaluated(f"--run_dir={folder}", "--metrics=knn")
-    assert status == 0
+    printed = evaluated(f"--run_dir={folder}", "--metrics=knn")
     assert "step-4 is damaged" in printed
     assert (results_in(folder)["epochs"], results_in(folder)["step"]) == (1, 2)
 
@@ -256,16 +241,15 @@ def test_runs_at_different_epochs_have_no_mean(refusal, copied_run, runs):
 
 
 def test_what_is_not_measured_again_stays_unless_epoch_or_data_are_others(
-    single, evaluated, copied_run, shapes, tmp_path
+    single, evaluated, refusal, copied_run, shapes, tmp_path
 ):
     folder, picture = copied_run(), tmp_path / "seed0" / "figures" / "pca.png"
     (folder / "results.json").write_text(json.dumps(single))
     content = picture.read_bytes()
-    assert evaluated(f"--run_dir={folder}", "--metrics=knn")[0] == 0
+    evaluated(f"--run_dir={folder}", "--metrics=knn")
     assert results_in(folder)["metrics"] == single["metrics"]
     assert picture.read_bytes() == content
-    status, printed, _ = evaluated(f"--run_dir={folder}", "--metrics=knn", "--epoch=1")
-    assert status == 0
+    printed = evaluated(f"--run_dir={folder}", "--metrics=knn", "--epoch=1")
     assert "fid, kid, density_coverage dropped, measured of other weights" in printed
     found = results_in(folder)
     assert list(found["metrics"]) == ["knn"]
@@ -275,24 +259,23 @@ def test_what_is_not_measured_again_stays_unless_epoch_or_data_are_others(
     shutil.copytree(shapes, other)
     (other / "test" / "above" / "00.png").unlink()
     arguments = (f"--dataset={other}", "--metrics=pca", "--epoch=1")
-    assert "knn dropped" in evaluated(f"--run_dir={folder}", *arguments)[1]
+    assert "knn dropped" in evaluated(f"--run_dir={folder}", *arguments)
     assert list(results_in(folder)["metrics"]) == ["pca"]
-    status, _, errors = evaluated(f"--run_dir={folder}", "--metrics=knn", "--epoch=7")
-    assert status == 1
-    assert "the epochs kept are: 1, 2" in errors
+    error = refusal(main, f"--run_dir={folder}", "--metrics=knn", "--epoch=7", status=1)
+    assert "the epochs kept are: 1, 2" in error
 
 
 def test_what_was_measured_of_other_weights_is_dropped(evaluated, refusal, runs, tmp_path):
     folder, results = tmp_path / "export", tmp_path / "results"
     shutil.copytree(runs / "export", folder)
     arguments = (f"--export={folder}", f"--output_dir={results}")
-    assert evaluated(*arguments, "--metrics=pca")[0] == 0
-    assert evaluated(*arguments, "--metrics=knn")[0] == 0
+    evaluated(*arguments, "--metrics=pca")
+    evaluated(*arguments, "--metrics=knn")
     assert list(results_in(results)["metrics"]) == ["knn", "pca"]
     encoder = load_encoder(folder)  # as of a run that was trained again, all else being equal
     encoder.set_weights([1.01 * weight for weight in encoder.get_weights()])
     encoder.save(folder / "encoder.keras")
-    assert "pca dropped, measured of other weights" in evaluated(*arguments, "--metrics=knn")[1]
+    assert "pca dropped, measured of other weights" in evaluated(*arguments, "--metrics=knn")
     assert list(results_in(results)["metrics"]) == ["knn"]
     error = refusal(main, *arguments, "--metrics=epochs", status=1)
     assert f"{folder} cannot be measured: of earlier epochs, none is kept" in error
@@ -315,5 +298,5 @@ def test_data_without_labels_name_the_metrics_that_need_them(
     arguments = (f"--run_dir={runs / 'seed0'}", f"--dataset={tmp_path}")
     needed = "which probe, logistic_probe, ridge_probe, epochs, knn, occlusion, distances need"
     assert needed in refusal(main, *arguments)
-    assert evaluated(*arguments, "--metrics=pca", f"--output_dir={tmp_path}")[0] == 0
+    evaluated(*arguments, "--metrics=pca", f"--output_dir={tmp_path}")
     assert "--features=inception" in refusal(main, *arguments, "--metrics=fid")

@@ -328,14 +328,10 @@ def test_a_small_class_has_fewer_pairs_of_distances(subject, tmp_path, left):
         assert 0 < found["values"]["trained"]["intra_inter_ratio"] < 1
 
 
-def test_different_classes_of_training_and_test_images_are_refused(subject):
+def test_different_classes_and_too_few_images_for_dreams_are_refused(subject):
     _, _, train, test = subject
     other = ImageSet(test.images, test.labels, ("red", "green"))
     with pytest.raises(UsageError, match="must be the same"):
         check(["probe"], train, other, 100)
-
-
-def test_too_few_images_for_dreams_are_refused(subject):
-    _, _, train, test = subject
     with pytest.raises(UsageError, match="fid would compare 5 dreams"):
         check(["fid"], train, test, 5)

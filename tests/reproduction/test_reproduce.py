@@ -119,18 +119,9 @@ def test_measuring_is_timed_on_some_images_and_taken_for_all(workplace, monkeypa
     assert {"probe", "occlusion", "fid"} <= set(asked[1])
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "-"),
-        (20, "under 1 min"),
-        (59.6 * 60, "1 h 00 min"),
-        (10799, "3 h 00 min"),
-        (4000, "1 h 07 min"),
-    ],
-)
-def test_times_are_of_hours_and_minutes(seconds, text):
-    assert runs._duration(seconds) == text
+def test_times_are_of_hours_and_minutes():
+    told = [runs._duration(seconds) for seconds in (0, 20, 59.6 * 60, 4000, 10799)]
+    assert told == ["-", "under 1 min", "1 h 00 min", "1 h 07 min", "3 h 00 min"]
 
 
 def test_an_unfinished_run_is_continued_not_begun_again(reproduced, workplace):
@@ -144,12 +135,10 @@ def test_an_unfinished_run_is_continued_not_begun_again(reproduced, workplace):
 
 
 def test_finished_runs_and_their_measurements_are_reused(
-    reproduced, workplace, outcome, flags_of, reported, tmp_path
+    reproduced, workplace, success, reported, tmp_path
 ):
     before = snapshot(workplace)
-    again = reproduction(workplace, output_dir=str(tmp_path / "again"))
-    status, printed, errors = outcome(main, *flags_of(again))
-    assert (status, errors) == (0, "")
+    printed = success(main, reproduction(workplace, output_dir=str(tmp_path / "again")))
     ((measured, folder, _, failed),) = reported
     assert (len(measured), folder, failed) == (2, tmp_path / "again", [])
     assert printed.count(": finished") == 2
@@ -216,7 +205,7 @@ def test_dreams_compared_in_other_features_than_the_newest_are_measured_again(
 
 @pytest.mark.parametrize("failure", [RunError, UsageError])
 def test_a_run_that_fails_is_told_and_the_others_are_reported(
-    failure, reproduced, workplace, outcome, refusal, flags_of, reported, monkeypatch, tmp_path
+    failure, reproduced, workplace, outcome, refusal, reported, monkeypatch, tmp_path
 ):
     def diverge(config):
         raise failure(f"the run in {config.run_path} diverged.")
@@ -225,7 +214,7 @@ def test_a_run_that_fails_is_told_and_the_others_are_reported(
     config = reproduction(
         workplace, conditions=("wake_only", "full"), output_dir=str(tmp_path / "report")
     )
-    status, printed, errors = outcome(main, *flags_of(config))
+    status, printed, errors = outcome(main, config)
     assert status == 1
     assert errors.count("\n") == 1
     assert "shapes-wake_only diverged" in errors
@@ -235,7 +224,7 @@ def test_a_run_that_fails_is_told_and_the_others_are_reported(
     assert len(measured) == 1
     assert "diverged" in told
     alone = dataclasses.replace(config, conditions=("wake_only",))
-    assert "The report" not in refusal(main, *flags_of(alone), status=1)
+    assert "The report" not in refusal(main, alone, status=1)
 
 
 def test_the_report_shows_dreams_early_and_late_and_what_differs(reproduced, workplace):
@@ -304,33 +293,33 @@ def test_flags_of_networks_and_of_their_training_apply_to_every_run():
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_trained(
-    reproduced, workplace, refusal, flags_of, changes, message
+    reproduced, workplace, refusal, changes, message
 ):
     before = snapshot(workplace)
     for dry_run in (False, True):
         config = reproduction(workplace, dry_run=dry_run, **changes)
-        assert message in refusal(main, *flags_of(config))
+        assert message in refusal(main, config)
     assert snapshot(workplace) == before
 
 
-def test_images_without_labels_are_refused(workplace, tmp_path, refusal, flags_of):
+def test_images_without_labels_are_refused(workplace, tmp_path, refusal):
     for split in ("train", "test"):
         (tmp_path / "plain" / split).mkdir(parents=True)
         for file in sorted((workplace / "shapes" / split / "above").iterdir())[:20]:
             (tmp_path / "plain" / split / file.name).write_bytes(file.read_bytes())
     config = reproduction(workplace, dataset=str(tmp_path / "plain"), runs_dir=str(tmp_path / "r"))
-    error = refusal(main, *flags_of(config))
+    error = refusal(main, config)
     assert "has no labels, which the paper's measurements need" in error
     assert not (tmp_path / "r").exists()
 
 
 def test_inception_that_is_not_reached_is_told_before_anything_is_trained(
-    workplace, tmp_path, refusal, flags_of, monkeypatch
+    workplace, tmp_path, refusal, monkeypatch
 ):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr("ad_keras.evaluation.features.reachable", lambda address: False)
     config = reproduction(workplace, features="inception", runs_dir=str(tmp_path / "r"))
-    assert "Inception's weights are not here" in refusal(main, *flags_of(config))
+    assert "Inception's weights are not here" in refusal(main, config)
     assert not (tmp_path / "r").exists()
 
 

@@ -26,17 +26,14 @@ def read(folder: Path) -> dict[str, bytes]:
 
 class TestFinishedRun:
     def test_export_of_a_run_is_what_training_exported_and_changes_nothing_in_the_run(
-        self, finished, tmp_path, outcome, quick_export
+        self, finished, tmp_path, success, quick_export
     ):
         config, result = finished
         before = read(Path(config.run_dir))
         target = tmp_path / "again"
         target.mkdir()
-        status, out, error = outcome(
-            export.main, f"--run_dir={config.run_dir}", f"--saved_model_dir={target}"
-        )
-        assert (status, error) == (0, "")
-        assert out == f"Encoder and generator after 24 steps: {target}\n"
+        flags = f"--run_dir={config.run_dir}", f"--saved_model_dir={target}"
+        assert success(export.main, *flags) == f"Encoder and generator after 24 steps: {target}\n"
         assert [path.name for path in tmp_path.iterdir()] == ["again"]
         images = load(config.dataset, "test").images
         first, second = (
@@ -61,32 +58,30 @@ class TestFinishedRun:
         assert said["flags"]["base_filters"] == 4
 
     def test_export_goes_where_the_run_was_told_and_that_of_a_copy_elsewhere(
-        self, copied, tmp_path, monkeypatch, outcome, refusal, quick_export
+        self, copied, tmp_path, monkeypatch, success, refusal, quick_export
     ):
         monkeypatch.chdir(tmp_path)
         config = dataclasses.replace(copied, saved_model_dir="told")
         Path(config.run_dir, "flags.json").write_text(config.to_json())
-        status, out, _ = outcome(export.main, f"--run_dir={config.run_dir}")
-        assert (status, out) == (0, "Encoder and generator after 24 steps: told\n")
+        told = "Encoder and generator after 24 steps: "
+        assert success(export.main, f"--run_dir={config.run_dir}") == f"{told}told\n"
         before = read(tmp_path / "told")
         for folder in ("copy", "elsewhere/copy"):
             shutil.copytree(config.run_dir, folder)
-        status, out, _ = outcome(export.main, "--run_dir=copy")
-        assert (status, out) == (0, "Encoder and generator after 24 steps: saved_models/copy\n")
+        assert success(export.main, "--run_dir=copy") == f"{told}saved_models/copy\n"
         error = refusal(export.main, "--run_dir=elsewhere/copy")
         assert re.fullmatch(r"error: .*--saved_model_dir\.\n", error)
         assert read(tmp_path / "told") == before
         said = json.loads(Path("saved_models", "copy", "metadata.json").read_text())
         assert said["run"] == "copy"
 
-    def test_export_to_a_full_disk_is_one_line(self, copied, monkeypatch, outcome):
+    def test_export_to_a_full_disk_is_one_line(self, copied, monkeypatch, refusal):
         def fail(*_, **__):
             raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
 
         monkeypatch.setattr(tf.saved_model, "save", fail)
-        status, _, error = outcome(export.main, f"--run_dir={copied.run_dir}")
-        assert status == 1
-        assert re.fullmatch("error: .* No space left on device. Is the disk full.*\n", error)
+        error = refusal(export.main, f"--run_dir={copied.run_dir}", status=1)
+        assert "No space left on device. Is the disk full" in error
 
     def test_export_of_a_run_that_was_trained_meanwhile_is_not_replaced(
         self, copied, tmp_path, monkeypatch, quick_export
@@ -115,7 +110,7 @@ class TestFinishedRun:
         ],
     )
     def test_export_tells_the_accuracy_that_was_measured_of_this_state_on_the_runs_data(
-        self, changes, told, copied, tmp_path, outcome, quick_export
+        self, changes, told, copied, tmp_path, success, quick_export
     ):
         figures = {"probe": {"mean_of_seeds": 0.25, "seeds": [0.2, 0.3]}, "knn": 0.3}
         figures["logistic_probe"] = {"accuracy": 0.5}
@@ -123,24 +118,22 @@ class TestFinishedRun:
         results = {"step": 24, "dataset": "here", "trained_on": "here", "metrics": metrics}
         Path(copied.run_dir, "results.json").write_text(json.dumps(results | changes))
         flags = f"--run_dir={copied.run_dir}", f"--saved_model_dir={tmp_path / 'measured'}"
-        assert outcome(export.main, *flags)[0] == 0
+        success(export.main, *flags)
         said = json.loads((tmp_path / "measured" / "metadata.json").read_text())
         assert said["test_accuracy"] == told
 
 
 class TestUnfinishedRun:
     def test_newest_checkpoint_that_is_not_damaged_is_exported(
-        self, finished, copied, tmp_path, outcome, quick_export
+        self, finished, copied, tmp_path, success, quick_export
     ):
         recent = Path(copied.run_dir, "checkpoints", "recent")
         for file in recent.glob("step-24.*"):
             file.unlink()
         os.truncate(recent / "step-21.index", 10)
         target = tmp_path / "early"
-        status, out, error = outcome(
-            export.main, f"--run_dir={copied.run_dir}", f"--saved_model_dir={target}"
-        )
-        assert (status, error) == (0, "")
+        flags = f"--run_dir={copied.run_dir}", f"--saved_model_dir={target}"
+        out = success(export.main, *flags)
         assert "step-21 is damaged" in out
         assert "after 18 steps" in out
         assert json.loads((target / "metadata.json").read_text())["step"] == 18
@@ -172,7 +165,7 @@ class TestRefusals:
         ],
     )
     def test_mistakes_are_one_line_and_lose_nothing(
-        self, arguments, expected, told, finished, tmp_path, monkeypatch, outcome
+        self, arguments, expected, told, finished, tmp_path, monkeypatch, refusal
     ):
         (tmp_path / "empty").mkdir()
         (tmp_path / "file").write_text("")
@@ -182,10 +175,8 @@ class TestRefusals:
         monkeypatch.chdir(tmp_path / "empty")
         places = {"here": tmp_path, "run": finished[0].run_dir}
         before = sorted(tmp_path.rglob("*"))
-        status, out, error = outcome(export.main, *arguments.format(**places).split())
-        assert (status, out) == (expected, "")
-        message = re.escape(told.format(**places))
-        assert re.fullmatch(rf"error: {message}.*\n", error)
+        error = refusal(export.main, *arguments.format(**places).split(), status=expected)
+        assert error.startswith(f"error: {told.format(**places)}")
         assert sorted(tmp_path.rglob("*")) == before
 
     @pytest.mark.parametrize("target", ["run", "run/../", ".", "run/checkpoints"])

@@ -86,12 +86,6 @@ def settings(image_folder):
     return flags
 
 
-@pytest.fixture
-def command(outcome, flags_of):
-    """Runs the command: its exit status, stdout and stderr."""
-    return lambda flags, *more: outcome(main, *flags_of(flags), *more)
-
-
 def table(flags: TuneConfig) -> dict[str, list[str]]:
     """The rows of `trials.md` by the number of the trial, in order."""
     rows = re.findall(r"^\| (\d.*) \|$", (flags.run_path / "trials.md").read_text(), re.M)
@@ -306,21 +300,19 @@ class TestBest:
 
 class TestContinuing:
     def test_finished_search_trains_nothing_more_and_says_where_everything_is(
-        self, settings, tmp_path, trainings, command
+        self, settings, tmp_path, trainings, success, refusal
     ):
         trained, flags = trainings(), settings(tmp_path, retrain=1)
         search.search(flags)
         count = len(trained)
-        status, printed, error = command(flags)
-        assert (status, error, len(trained)) == (0, "", count)
+        printed = success(main, flags)
+        assert len(trained) == count
         assert "best first (4 finished, 0 failed)" in printed
         assert "(untuned)" in printed
         (file,) = re.findall(r"ad_keras\.train --flagfile=(.*)", printed)
         assert Path(file).is_file()
         (flags.run_path / "oracle" / "oracle.json").write_text("{")
-        status, _, error = command(flags)
-        assert status == 2
-        assert re.fullmatch(r"error: .*--overwrite.*\n", error)
+        assert "--overwrite" in refusal(main, flags)
 
     def test_more_trials_continue_it_and_other_flags_are_refused(
         self, settings, tmp_path, trainings
@@ -350,7 +342,7 @@ class TestContinuing:
         assert os.listdir(flags.run_path / "trials") == ["000"]
 
     def test_interruption_repeats_only_the_run_it_was_in(
-        self, settings, tmp_path, trainings, command
+        self, settings, tmp_path, trainings, outcome
     ):
         stops = ["000", "002", "003-seed-8"]
 
@@ -364,7 +356,7 @@ class TestContinuing:
 
         trained, flags = trainings(score), settings(tmp_path, retrain=2)
         for _ in range(3):
-            status, _, error = command(flags)
+            status, _, error = outcome(main, flags)
             assert status == 130
             assert re.fullmatch(
                 "error: SIGINT: .* The same command, without --overwrite, continues.\n", error
@@ -402,14 +394,14 @@ class TestFailures:
         assert len(trained) == 9
 
     def test_search_in_which_nothing_works_ends_with_the_reason(
-        self, settings, tmp_path, trainings, command
+        self, settings, tmp_path, trainings, outcome
     ):
         def score(config):
             raise RunError(f"{config.run_path.name} is too much")
 
         trainings(score)
         flags = settings(tmp_path, max_trials=20)
-        status, printed, error = command(flags)
+        status, printed, error = outcome(main, flags)
         assert status == 1
         assert re.fullmatch(r"error: no trial worked.*004 is too much.\n", error)
         assert printed.count("is too much") == 5
@@ -555,7 +547,7 @@ class TestDistributed:
         server.stop(None).wait()
 
     def test_chief_and_two_workers_search_together(
-        self, settings, tmp_path, chief, trainings, monkeypatch, command, flags_of
+        self, settings, tmp_path, chief, trainings, monkeypatch, outcome, flags_of
     ):
         chief.stop(None).wait()  # its port is free then
         flags = settings(tmp_path, retrain=1)
@@ -571,7 +563,7 @@ class TestDistributed:
         ]
         try:
             trainings(score_of_two)
-            ends = [command(flags)]  # worker-1
+            ends = [outcome(main, flags)]  # worker-1
             for process in processes:
                 output = process.communicate(timeout=240)
                 ends.append((process.returncode, *output))
@@ -610,27 +602,25 @@ class TestDistributed:
         ],
     )
     def test_variables_that_cannot_be_used_are_one_line(
-        self, values, message, settings, tmp_path, monkeypatch, command, chief
+        self, values, message, settings, tmp_path, monkeypatch, outcome, chief
     ):
         for name, value in zip(VARIABLES, values, strict=False):
             monkeypatch.setenv(name, value)
-        status, _, error = command(settings(tmp_path))
-        assert status == 2
-        assert re.fullmatch(r"error: .*\n", error)
+        status, _, error = outcome(main, settings(tmp_path))
+        assert (status, error.count("\n")) == (2, 1)
         assert message in error
         assert not (tmp_path / "search").exists()
 
     def test_worker_needs_the_flags_of_the_chief_and_does_not_wait_for_ever(
-        self, settings, tmp_path, chief, command, monkeypatch
+        self, settings, tmp_path, chief, outcome, refusal, monkeypatch
     ):
         flags = settings(tmp_path)
         flags.run_path.mkdir()
         (flags.run_path / "search.json").write_text(flags.to_json())
-        status, _, error = command(flags, "--batch_size=9")
-        assert status == 2
+        status, _, error = outcome(main, flags, "--batch_size=9")
+        assert (status, error.count("\n")) == (2, 1)
         assert "--batch_size was 8 and is 9" in error
         chief.stop(None).wait()
         monkeypatch.setattr(search, "_SECONDS_TO_WAIT", 0.1)
-        status, _, error = command(flags)
-        assert status == 1
-        assert re.fullmatch(r"error: no chief answers at 127.0.0.1:.*\n", error)
+        told = "error: no chief answers at 127.0.0.1:"
+        assert refusal(main, flags, status=1).startswith(told)
