@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -69,8 +68,7 @@ class TestFinishedRun:
         for folder in ("copy", "elsewhere/copy"):
             shutil.copytree(config.run_dir, folder)
         assert success(export.main, "--run_dir=copy") == f"{told}saved_models/copy\n"
-        error = refusal(export.main, "--run_dir=elsewhere/copy")
-        assert re.fullmatch(r"error: .*--saved_model_dir\.\n", error)
+        assert refusal(export.main, "--run_dir=elsewhere/copy").endswith("--saved_model_dir.\n")
         assert read(tmp_path / "told") == before
         said = json.loads(Path("saved_models", "copy", "metadata.json").read_text())
         assert said["run"] == "copy"
@@ -132,8 +130,7 @@ class TestUnfinishedRun:
             file.unlink()
         os.truncate(recent / "step-21.index", 10)
         target = tmp_path / "early"
-        flags = f"--run_dir={copied.run_dir}", f"--saved_model_dir={target}"
-        out = success(export.main, *flags)
+        out = success(export.main, f"--run_dir={copied.run_dir}", f"--saved_model_dir={target}")
         assert "step-21 is damaged" in out
         assert "after 18 steps" in out
         assert json.loads((target / "metadata.json").read_text())["step"] == 18
