@@ -130,7 +130,7 @@ def train(config: ControlConfig) -> Path:
         raise UsageError(f"{folder} holds a run of ad_keras: choose another --run_dir.")
     train_set = data.load(config.dataset, "train", data_dir=config.data_dir)
     chosen_images(training, train_set, config.seed)  # refuses too few
-    check_export_folder(training.export_path, folder)
+    check_export_folder(training.export_path, folder, named=bool(config.saved_model_dir))
     record = {
         "images": joblib.hash(train_set.images),
         "form": CONTROL_FORM,
@@ -266,7 +266,8 @@ class _Training:
         from ad_keras.runs.restore import export_metadata
 
         training = self._config.training
-        if _results(self._folder).get("step") == self._step:
+        exported = (training.export_path / "metadata.json").is_file()
+        if exported and _results(self._folder).get("step") == self._step:
             return
         set_weights(self._measured, self._peer.weights())
         self._measured.step.assign(self._step)
@@ -299,7 +300,7 @@ class _Training:
                 self._save()
             raise Interrupted(
                 f"{signal.Signals(self._signal).name} at step {self._step}: the state is saved. "
-                "The same command continues from here.",
+                "The same command, without --overwrite, continues from here.",
                 128 + self._signal,
             )
 
@@ -358,10 +359,11 @@ def _line(title: str, values: Sequence[float | None]) -> str:
 
 
 def _results(folder: Path) -> dict:
+    from ad_keras.runs.restore import of_test_images
+
     try:
         results = json.loads((folder / "results.json").read_text())
-        of_test_images = results["dataset"] == results["trained_on"] and "held_out" not in results
-        return results if of_test_images else {}
+        return results if of_test_images(results) else {}
     except (FileNotFoundError, ValueError, KeyError):
         return {}
 

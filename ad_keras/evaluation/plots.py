@@ -44,7 +44,7 @@ _NAMES = {
     **{f"tile_{side}": f"tiles of {side} px" for side in (1, 2, 4, 8)},
 }
 _BARS = {
-    "layers": ("accuracy on test images", "probe", "logistic_probe", "ridge_probe"),
+    "layers": ("accuracy on test images", "probe", "ridge_probe"),
     "distances": ("ratio of mean distances", "intra_inter_ratio", "occluded_inter_ratio"),
     "fid": ("FID", "reconstructions", "nrem_replayed", "nrem", "rem"),
 }

@@ -91,18 +91,9 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
     results = []
     for subject in subjects:
         untrained = build_model(dataclasses.replace(subject.config, precision="float32"))
-        suite = Suite(
-            subject.model,
-            train_set,
-            test_set,
-            cache,
-            untrained=untrained.encoder,
-            earlier=subject.earlier,
-            features=features,
-            num_dreams=flags.num_dreams,
-            probe_seeds=flags.probe_seeds,
-            seed=flags.seed,
-        )
+        options = {name: getattr(flags, name) for name in ("num_dreams", "probe_seeds", "seed")}
+        options |= {"untrained": untrained.encoder, "earlier": subject.earlier}
+        suite = Suite(subject.model, train_set, test_set, cache, features=features, **options)
         step, planned = int(subject.model.step.numpy()), subject.config.epochs
         if subject.epoch != planned:
             _say(f"{subject.folder}: step {step}, epoch {subject.epoch} of {planned}")
@@ -181,10 +172,10 @@ def _with_earlier(result: dict, folder: Path) -> dict:
     if dropped := [name for name in others if name in old or not same]:
         gone = ", ".join(dropped)
         _say(f"{file}: {gone} dropped, measured of other weights, data, features or versions.")
-        for name in dropped:
-            picture = "confusion" if name == "probe" else name
-            for path in (folder / "figures").glob(f"{picture}.*"):
-                path.unlink()
+    for name in (*dropped, *own):  # what was measured now, and has values, is drawn anew
+        picture = "confusion" if name == "probe" else name
+        for path in (folder / "figures").glob(f"{picture}.*"):
+            path.unlink()
     metrics = {name: entry for name, entry in others.items() if name not in dropped} | own
     return result | {"metrics": {name: metrics[name] for name in METRICS if name in metrics}}
 
@@ -262,9 +253,6 @@ def _header(
         "versions": versions(),
     }
     if features is not None:
-        header["features"] = {
-            "name": features.name,
-            "test_accuracy": features.accuracy,
-            "weights": features.weights,
-        }
+        told = {"name": features.name, "test_accuracy": features.accuracy}
+        header["features"] = told | {"weights": features.weights}
     return header

@@ -162,7 +162,8 @@ def logistic_probe(
     """Fits a multinomial logistic regression to standardised latents, to convergence, and tests it.
 
     What the field calls a linear probe. Minimises the sum of the softmax cross-entropies plus
-    |W|^2 / (2 c), where latents have mean 0 and variance 1, by L-BFGS. Nothing in it is random.
+    |W|^2 / (2 c), of two classes |W|^2 / c, where latents have mean 0 and variance 1, by L-BFGS.
+    Nothing in it is random.
 
     Args:
         train_latents: [N, D].

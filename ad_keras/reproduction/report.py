@@ -31,7 +31,7 @@ from ad_keras.runs import pictures
 from ad_keras.runs.checkpoints import Checkpoints
 from ad_keras.runs.config import CONDITIONS, RUN_ONLY, Config
 from ad_keras.runs.folder import load_config, read_history, write_atomically
-from ad_keras.runs.restore import READOUTS, epochs_behind, restore_run
+from ad_keras.runs.restore import READOUTS, epochs_behind, of_test_images, restore_run
 
 _PAPER = (
     "A reproduction of Deperrois, Petrovici, Senn and Jordan, Learning cortical representations "
@@ -209,7 +209,7 @@ class _Report:
             frame = findings.tidy(*of, run.results, run.history)
             if digests.get(run.name, shared) != shared:
                 frame = frame[~frame.metric.isin(OF_DREAMS)]
-                self.left_out.append(f"dreams of {run.name} (measured by a classifier of its own)")
+                self.left_out.append(f"dreams of {run.name} (measured in other features)")
             frames.append(frame.assign(epoch=self._compared(run, frame.epoch)))
         frame = pd.concat(frames, ignore_index=True)
         self.frame = frame.assign(series=frame.condition, x=frame.epoch)
@@ -222,9 +222,10 @@ class _Report:
         # Such that the last epoch is a whole one, though numbers of epochs are rounded.
         return epoch * run.epochs_of_full_model / run.config.epochs if self.equal else epoch
 
-    def _epoch(self, run: Run) -> int:
+    def _epoch(self, run: Run) -> float:
         """At which of the compared epochs a run was measured."""
-        return round(self._compared(run, run.results["epochs"]))
+        epoch = self._compared(run, run.results["epochs"])
+        return int(epoch) if epoch == int(epoch) else epoch
 
     def _title(self, condition: str) -> str:
         """A condition for people, with its epochs where they are not those of the report."""
@@ -260,14 +261,15 @@ class _Report:
             *[f"fewer than {SEEDS} seeds"] * (min(self.seeds.values()) < SEEDS),
         ]
         seeds = [f"{readable(condition)} {count}" for condition, count in self.seeds.items()]
-        versions = self.runs[0].results.get("versions", {})
+        each = [run.results.get("versions", {}).items() for run in self.runs]
+        versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in pairs) for pairs in each)
         lines = [
             ("Does it reproduce?", ", ".join([f"{counts['holds']} claims hold", *rest])),
             ("By how much?", "; ".join(much) or NOT_MEASURED),
             ("With how many seeds?", ", ".join(seeds)),
             ("What differs from the paper?", "; ".join(unlike) or "nothing"),
             ("What is left out?", "; ".join(self.left_out) or "nothing"),
-            ("With which versions?", ", ".join(f"{k} {v}" for k, v in versions.items())),
+            ("With which versions?", "; ".join(versions)),
         ]
         others = " of the full model, and as many updates of the other encoders," * self.equal
         sentence = (
@@ -544,7 +546,7 @@ def _read_results(folder: Path) -> dict | None:
     file = folder / "results.json"
     try:
         results = json.loads(file.read_text())
-        return results if results["dataset"] == results["trained_on"] else None
+        return results if of_test_images(results) else None
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:

@@ -1,5 +1,6 @@
 """Trains what is missing, measures it, and says beforehand how long that takes."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -25,11 +26,12 @@ from ad_keras.reproduction.report import read_runs, write_report
 from ad_keras.runs.build import build_model
 from ad_keras.runs.checkpoints import newest_step
 from ad_keras.runs.config import RUN_ONLY, Config
-from ad_keras.runs.export import versions
+from ad_keras.runs.export import check_export_folder, versions
 from ad_keras.runs.folder import (
     RUN,
     load_config,
     read_history,
+    read_record,
     refuse_other_flags,
     write_atomically,
 )
@@ -77,7 +79,8 @@ def reproduce(flags: ReproduceConfig, command: str) -> Path:
         Interrupted: after SIGINT or SIGTERM; what is done is kept, and calling again continues.
     """
     if flags.results_dir:
-        folders = sorted(file.parent for file in Path(flags.results_dir).glob("*/flags.json"))
+        found = (file.parent for file in Path(flags.results_dir).glob("*/flags.json"))
+        folders = sorted(folder for folder in found if not (folder / "control.json").exists())
         if not folders:
             raise UsageError(
                 f"--results_dir={flags.results_dir} holds no runs: it is a folder of folders that "
@@ -202,18 +205,12 @@ def seconds_of_measuring(flags: ReproduceConfig, train_set: ImageSet, test_set: 
     for part in (train_set, test_set):
         some = np.random.default_rng(0).permutation(len(part))[:_TIMED_IMAGES]
         parts.append(ImageSet(part.images[some], part.labels[some], part.class_names))
+    options = {"num_dreams": flags.num_dreams, "probe_seeds": flags.probe_seeds}
+    options |= {"untrained": model.encoder, "earlier": {1: model}}
     with tempfile.TemporaryDirectory() as cache:
+        options["features"] = FeatureExtractor("the encoder's", network, Path(cache))
         for _ in range(2):  # the first time TensorFlow compiles, and pixels are probed
-            suite = Suite(
-                model,
-                *parts,
-                Path(cache),
-                untrained=model.encoder,
-                earlier={1: model},
-                features=FeatureExtractor("the encoder's", network, Path(cache)),
-                num_dreams=flags.num_dreams,
-                probe_seeds=flags.probe_seeds,
-            )
+            suite = Suite(model, *parts, Path(cache), **options)
             start = time.perf_counter()
             suite.measure(wanted.chosen_metrics)
             seconds = time.perf_counter() - start
@@ -221,19 +218,23 @@ def seconds_of_measuring(flags: ReproduceConfig, train_set: ImageSet, test_set: 
 
 
 def _look_at(config: Config) -> Run:
-    folder = config.run_path
+    folder, exported = config.run_path, None
+    if config.export_path.exists():
+        check_export_folder(config.export_path, folder, named=False, flag="--saved_models_dir")
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            exported = json.loads((config.export_path / "metadata.json").read_text())["epochs"]
     if not (folder / "flags.json").exists():
         return Run(config, completed=0, finished=False)
-    saved = load_config(folder)
+    saved = load_config(folder, _RUN)
     refuse_other_flags(saved, config, _RUN)
-    completed = max(map(int, read_history(folder)), default=0)
-    if completed > config.epochs:
+    images, step = read_record(folder, "data.json", _RUN)["images"], newest_step(folder)
+    if step > config.epochs * (images // config.batch_size):
         raise UsageError(
-            f"the run in {folder} is at epoch {completed}, beyond the {config.epochs} that are "
+            f"the run in {folder} is at step {step}, beyond the {config.epochs} epochs that are "
             "wanted: use a higher --epochs, or another --runs_dir for shorter runs."
         )
-    exported = (config.export_path / "metadata.json").is_file()
-    return Run(config, completed, completed == config.epochs == saved.epochs and exported)
+    completed = max(map(int, read_history(folder)), default=0)
+    return Run(config, completed, completed == config.epochs == saved.epochs == exported)
 
 
 def _check_data(flags: ReproduceConfig) -> tuple[ImageSet, ImageSet]:
@@ -257,7 +258,10 @@ def _measured(flags: ReproduceConfig, config: Config, content: str) -> str:
     folder = config.run_path
     if not _is_measured(flags, config, content):
         print(f"{folder}: measuring", flush=True)
-        evaluate(flags.evaluate_config(str(folder)))
+        results, _ = evaluate(wanted := flags.evaluate_config(str(folder)))
+        if results["epochs"] < config.epochs:  # the newest checkpoint is damaged
+            train(config)
+            evaluate(wanted)
         record = json.dumps(_digests(flags, config, content))
         write_atomically(folder / _RECORD, record + "\n")
     return str(json.loads((folder / "results.json").read_text())["features"].get("weights"))
@@ -267,9 +271,7 @@ def _is_measured(flags: ReproduceConfig, config: Config, content: str) -> bool:
     """Whether the run's results are those of its present weights, these settings and these data."""
     folder = config.run_path
     try:
-        record = json.loads((folder / _RECORD).read_text())
-        unchanged = record == _digests(flags, config, content)
-        return unchanged and (folder / "figures" / "pca.csv").is_file()
+        return json.loads((folder / _RECORD).read_text()) == _digests(flags, config, content)
     except (OSError, ValueError):  # not measured, or a damaged record
         return False
 
@@ -286,6 +288,7 @@ def _digests(flags: ReproduceConfig, config: Config, content: str) -> dict[str, 
         versions(_PACKAGES),
         content,
         [file.read_bytes() for file in sorted(files)],
+        (config.run_path / "figures" / "pca.csv").exists(),  # which the report shows
     )
     results = (config.run_path / "results.json").read_bytes()
     return {"of": joblib.hash(origin), "results": joblib.hash(results)}

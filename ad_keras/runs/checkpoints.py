@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from ad_keras.errors import RunError, first_line
+from ad_keras.errors import RunError, UsageError, first_line
 from ad_keras.pad.model import PAD
 from ad_keras.runs.folder import disk_question
 
@@ -116,12 +116,13 @@ class Checkpoints:
         """Restores the end of an epoch, one of `kept_epochs`.
 
         Raises:
-            RunError: if it is not kept, or is damaged.
+            UsageError: if it is not kept.
+            RunError: if it is damaged.
         """
         path = Path(self._epochs.directory) / f"epoch-{epoch}"
         if epoch not in self.kept_epochs():
             kept = ", ".join(map(str, self.kept_epochs())) or "none"
-            raise RunError(f"{path} does not exist; the epochs kept are: {kept}.")
+            raise UsageError(f"{path} does not exist; the epochs kept are: {kept}.")
         try:
             self._checkpoint.restore(str(path)).assert_existing_objects_matched()
         except _UNREADABLE as error:

@@ -18,6 +18,7 @@ from ad_keras.pad.model import PAD
 from ad_keras.runs.config import Config
 
 _PACKAGES = ("ad_keras", "tensorflow", "keras", "numpy")
+_FLAG = "--saved_model_dir"
 _FILES = {"encoder", "generator", "encoder.keras", "metadata.json"}  # of an export
 
 
@@ -81,7 +82,7 @@ def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
 
 
 def check_export_folder(
-    folder: str | Path, run_folder: Path | None = None, *, named: bool = True
+    folder: str | Path, run_folder: Path | None = None, *, named: bool = True, flag: str = _FLAG
 ) -> None:
     """Makes sure that an export can be written and would replace nothing but an earlier export.
 
@@ -90,6 +91,7 @@ def check_export_folder(
         run_folder: that must neither be replaced nor hold the export among its own files.
         named: whether somebody chose the folder. If not, the export of another existing run is
             not replaced either: of one of the same name, or of the one that this run is a copy of.
+        flag: that names the folder, or the one it is in.
 
     Raises:
         UsageError: if there is something else.
@@ -105,25 +107,25 @@ def check_export_folder(
         if other.is_dir() and other.resolve() != run_folder.resolve():
             raise UsageError(
                 f"{folder} is the export of another run, {other}: name a folder for that of "
-                f"{run_folder} by --saved_model_dir."
+                f"{run_folder} by {flag}."
             )
     if run_folder is not None:
         export, own = folder.resolve(), run_folder.resolve()
         if export in (own, *own.parents) or own in export.parents:
             raise UsageError(
-                f"--saved_model_dir={folder} would replace the run in {run_folder}, or a part of "
-                "it: choose another."
+                f"exporting to {folder} would replace the run in {run_folder}, or a part of it: "
+                f"choose another {flag}."
             )
     if Path.cwd().is_relative_to(folder.resolve()):
         raise UsageError(
-            f"--saved_model_dir={folder} would replace the working directory: choose another."
+            f"exporting to {folder} would replace the working directory: choose another {flag}."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
     if folder.exists() and there and not {"metadata.json"} <= there <= _FILES:
         raise UsageError(
             f"{folder} holds something that is no export, and exporting would replace it: choose "
-            "another --saved_model_dir."
+            f"another {flag}."
         )
 
 

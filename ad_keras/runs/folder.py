@@ -139,12 +139,12 @@ def load_config(folder: Path, kind: FolderKind = RUN) -> Config:
         ) from None
     except ValueError as error:
         raise UsageError(
-            f"{file} cannot be read ({first_line(error)}): choose another {kind.flag}, or start "
-            "again with --overwrite."
+            f"{file} cannot be read ({first_line(error)}): choose another {kind.flag}, or "
+            f"{kind.renewal}."
         ) from None
 
 
-def read_record(folder: Path, name: str) -> dict:
+def read_record(folder: Path, name: str, kind: FolderKind = RUN) -> dict:
     """What a run was begun with, from a file in its folder, as `open_run` saved it.
 
     Raises:
@@ -157,8 +157,8 @@ def read_record(folder: Path, name: str) -> dict:
     except ValueError as error:
         reason = first_line(error)
     raise UsageError(
-        f"the run in {folder} has no readable {name} ({reason}): train it again, in another "
-        "--run_dir or with --overwrite."
+        f"the run in {folder} has no readable {name} ({reason}): use another {kind.flag}, or "
+        f"{kind.renewal}."
     )
 
 

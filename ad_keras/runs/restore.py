@@ -117,12 +117,16 @@ def export_metadata(config: Config, model: PAD) -> dict:
     }
 
 
+def of_test_images(results: dict) -> bool:
+    """Whether `results.json` is of the test images of the data that were trained on."""
+    return results["dataset"] == results["trained_on"] and "held_out" not in results
+
+
 def _accuracies(folder: Path, step: int) -> dict[str, float]:
     """What the run's evaluation says of its probes, if it was of this step."""
     try:
         results = json.loads((folder / "results.json").read_text())
-        of_test_images = results["dataset"] == results["trained_on"] and "held_out" not in results
-        if results["step"] != step or not of_test_images:
+        if results["step"] != step or not of_test_images(results):
             return {}
         metrics = results["metrics"]
         return {

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -293,9 +294,7 @@ def test_programs_that_do_not_share_their_work_refuse_a_cluster(
     workers = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(workers))
     monkeypatch.chdir(tmp_path)
-    errors = refusal(program.main)
-    assert "TF_CONFIG names 2 workers" in errors
-    assert "unset TF_CONFIG" in errors
+    assert re.search("TF_CONFIG names 2 workers.*unset TF_CONFIG", refusal(program.main))
     assert not list(tmp_path.iterdir())
 
 
@@ -328,8 +327,8 @@ def test_a_mini_batch_that_cannot_be_shared_equally_is_refused(
     monkeypatch.setattr(
         "ad_keras.runs.training.connect", lambda _: Three(tf.distribute.get_strategy())
     )
-    errors = refusal(program.main, tiny(tmp_path))
-    assert "--batch_size=8 cannot be shared equally by 3 replicas" in errors
+    told = "--batch_size=8 cannot be shared equally by 3 replicas"
+    assert told in refusal(program.main, tiny(tmp_path))
     assert not (tmp_path / "run").exists()
 
 

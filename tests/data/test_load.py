@@ -282,16 +282,12 @@ class TestPrepared:
     def test_damaged_file_is_one_line_that_names_the_folder(self, damaged_mnist, damage):
         folder = damaged_mnist / "mnist" / "3.0.1"
         (file,) = folder.glob("mnist-train.tfrecord*")
-        content = bytearray(file.read_bytes())
-        if damage == "truncated":
-            file.write_bytes(content[: len(content) // 2])
-        elif damage == "flipped":
-            content[len(content) // 2] ^= 0xFF
-            file.write_bytes(content)
-        elif damage == "emptied":
-            file.write_bytes(b"")
-        else:
-            file.unlink()
+        whole, flipped = file.read_bytes(), bytearray(file.read_bytes())
+        flipped[len(whole) // 2] ^= 0xFF
+        left = {"truncated": whole[: len(whole) // 2], "flipped": flipped, "emptied": b""}
+        file.unlink()
+        if damage != "deleted":
+            file.write_bytes(left[damage])
         message = refusal(RunError, "mnist", "train", data_dir=str(damaged_mnist))
         assert "--dataset=mnist" in message
         assert str(folder) in message

@@ -245,8 +245,10 @@ def test_what_is_not_measured_again_stays_unless_epoch_or_data_are_others(
 ):
     folder, picture = copied_run(), tmp_path / "seed0" / "figures" / "pca.png"
     (folder / "results.json").write_text(json.dumps(single))
-    content = picture.read_bytes()
+    content, old = picture.read_bytes(), picture.with_name("knn.csv")
+    old.touch()
     evaluated(f"--run_dir={folder}", "--metrics=knn")
+    assert not old.exists()
     assert results_in(folder)["metrics"] == single["metrics"]
     assert picture.read_bytes() == content
     printed = evaluated(f"--run_dir={folder}", "--metrics=knn", "--epoch=1")
@@ -261,7 +263,7 @@ def test_what_is_not_measured_again_stays_unless_epoch_or_data_are_others(
     arguments = (f"--dataset={other}", "--metrics=pca", "--epoch=1")
     assert "knn dropped" in evaluated(f"--run_dir={folder}", *arguments)
     assert list(results_in(folder)["metrics"]) == ["pca"]
-    error = refusal(main, f"--run_dir={folder}", "--metrics=knn", "--epoch=7", status=1)
+    error = refusal(main, f"--run_dir={folder}", "--metrics=knn", "--epoch=7")
     assert "the epochs kept are: 1, 2" in error
 
 

@@ -181,12 +181,13 @@ def test_what_is_missing_is_named_and_left_out(report_of):
         (folder / "no_rem-seed1" / "results.json").unlink()
         edited(folder / "full-seed0" / "results.json", epochs=20)
         edited(folder / "full-seed3" / "results.json", dataset="svhn")
+        edited(folder / "no_rem-seed3" / "results.json", held_out=True)
 
     text = report_of(("full", "no_rem"), seeds=range(4), change=damage, failed=["x failed: why"])
-    lacking = ("PAD, seed 0", "PAD, seed 3", "w/o REM, seed 1")
+    lacking = ("PAD, seed 0", "PAD, seed 3", "w/o REM, seed 1", "w/o REM, seed 3")
     lacking = "; ".join(f"{run} (not measured at epoch 50)" for run in lacking)
     assert f"| What is left out? | x failed: why; {lacking} |" in text
-    assert "| With how many seeds? | PAD 2, w/o REM 3 |" in text
+    assert "| With how many seeds? | PAD 2, w/o REM 2 |" in text
     (held_out,) = re.findall("^.*Training PAD raises.*$", text, re.MULTILINE)
     assert re.findall(r"\((\d)\)", held_out) == ["2", "2"]
 
@@ -206,7 +207,7 @@ def test_dreams_are_not_compared_in_features_of_other_weights(report_of, monkeyp
 
     rem = "| Figure 3 | REM dreams come nearer to real images as PAD trains: their FID falls |"
     text = report_of(("full", "no_rem"), seeds=(0, 1, 2), change=renew)
-    own = "(measured by a classifier of its own)"
+    own = "(measured in other features)"
     left_out = f"dreams of PAD, seed 0 {own}; dreams of w/o REM, seed 0 {own}"
     assert any("in features of: the old." in caption for caption in captions)
     assert f"| What is left out? | {left_out} |" in text
@@ -255,6 +256,8 @@ def test_what_cannot_be_reported_is_told_in_one_line(refusal, save_runs, tmp_pat
     (twice / "full-seed3").rename(twice / "copy")
     edited(twice / "copy" / "flags.json", seed=2)
     assert "are of the same condition and seed" in refusal(main, f"--results_dir={twice}")
+    (twice / "copy" / "control.json").touch()
+    main(["reproduce", f"--results_dir={twice}"])  # in which a control does not count
 
 
 def test_runs_of_equal_updates_are_compared_at_the_full_models_epoch_and_say_theirs(report_of):

@@ -134,6 +134,24 @@ def test_an_unfinished_run_is_continued_not_begun_again(reproduced, workplace):
         assert (workplace / "exports" / name / "metadata.json").is_file()
 
 
+def test_an_export_of_fewer_epochs_is_not_that_of_the_finished_run(reproduced, workplace):
+    file = workplace / "exports" / "shapes" / "metadata.json"
+    kept = file.read_text()
+    file.write_text(json.dumps({**json.loads(kept), "epochs": 1}))
+    states = [run.state for run in runs.plan(reproduction(workplace))]
+    file.write_text(kept)
+    assert states == ["trained, to be exported", "finished"]
+
+
+def test_a_damaged_run_is_trained_again(reproduced, workplace, monkeypatch, tmp_path):
+    shutil.copytree(workplace / "runs" / "shapes", tmp_path / "shapes")
+    flags, done = reproduction(workplace, runs_dir=str(tmp_path), probe_seeds=1), []
+    monkeypatch.setattr(runs, "train", lambda config: done.append("trained"))
+    monkeypatch.setattr(runs, "evaluate", lambda _: ({"epochs": done.append("measured") or 1}, ""))
+    runs._measured(flags, flags.run_config("full", 0), "")
+    assert done == ["measured", "trained", "measured"]
+
+
 def test_finished_runs_and_their_measurements_are_reused(
     reproduced, workplace, success, reported, tmp_path
 ):
@@ -199,7 +217,9 @@ def test_dreams_compared_in_other_features_than_the_newest_are_measured_again(
     copy = tmp_path / "runs"
     shutil.copytree(workplace / "runs", copy, ignore=shutil.ignore_patterns("logs"))
     os.utime(copy / "shapes" / "measured.json", (1, 1))
-    runs.reproduce(reproduction(workplace, runs_dir=str(copy)), "command")
+    monkeypatch.setattr(runs, "train", lambda config: None)  # which would only export
+    places = {"runs_dir": str(copy), "saved_models_dir": str(tmp_path)}
+    runs.reproduce(reproduction(workplace, **places), "command")
     assert measured == ["full", "no_rem", "full"]
 
 
@@ -288,7 +308,8 @@ def test_flags_of_networks_and_of_their_training_apply_to_every_run():
     [
         ({"base_filters": 8}, "holds a run with other flags: --base_filters was 4 and is 8"),
         ({"base_filters": 8}, "another --runs_dir for a new run, or delete its folder."),
-        ({"epochs": 1}, "is at epoch 2, beyond the 1 that are wanted"),
+        ({"epochs": 1}, "is at step 4, beyond the 1 epochs that are wanted"),
+        ({"runs_dir": "others"}, "is the export of another run, "),
         ({"batch_size": 97, "conditions": ("no_nrem",)}, "--batch_size=97 is more than the 96"),
     ],
 )
@@ -318,9 +339,9 @@ def test_inception_that_is_not_reached_is_told_before_anything_is_trained(
 ):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr("ad_keras.evaluation.features.reachable", lambda address: False)
-    config = reproduction(workplace, features="inception", runs_dir=str(tmp_path / "r"))
+    config = reproduction(workplace, features="inception", conditions=("no_nrem",))
     assert "Inception's weights are not here" in refusal(main, config)
-    assert not (tmp_path / "r").exists()
+    assert not config.run_config("no_nrem", 0).run_path.exists()
 
 
 def test_an_interruption_is_told_and_leaves_the_handlers_as_they_were():

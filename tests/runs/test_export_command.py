@@ -156,9 +156,9 @@ class TestRefusals:
             ("--run_dir={run} --saved_model_dir={here}/file/x", 1, "cannot read or write {here}/f"),
             ("--run_dir={run} --saved_model_dir={here}/mine", 2, "{here}/mine holds something"),
             ("--run_dir={run} --saved_model_dir={here}/file", 2, "{here}/file holds something"),
-            ("--run_dir={run} --saved_model_dir=.", 2, "--saved_model_dir=. would replace"),
-            ("--run_dir={run} --saved_model_dir=..", 2, "--saved_model_dir=.. would replace"),
-            ("--run_dir={run} --saved_model_dir=x/..", 2, "--saved_model_dir=x/.. would replace"),
+            ("--run_dir={run} --saved_model_dir=.", 2, "exporting to . would replace"),
+            ("--run_dir={run} --saved_model_dir=..", 2, "exporting to .. would replace"),
+            ("--run_dir={run} --saved_model_dir=x/..", 2, "exporting to x/.. would replace"),
         ],
     )
     def test_mistakes_are_one_line_and_lose_nothing(
