@@ -80,7 +80,7 @@ def combine(results: Sequence[dict]) -> dict:
     combined = {
         "runs": list(names),
         "training_seeds": list(seeds),
-        **{key: value for key, value in results[0].items() if key not in single},
+        **{key: value for result in results for key, value in result.items() if key not in single},
         "metrics": {
             name: {
                 "protocol": entry["protocol"],
