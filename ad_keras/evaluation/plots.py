@@ -170,7 +170,7 @@ def bars(panels: Mapping[str, pd.DataFrame], quantity: str, floor: float = math.
         if math.isfinite(floor):
             axes.axhline(floor, color="black", linestyle=":", label="real test images")
         axes.set_title(title)
-    grid[0].set_ylabel(quantity)
+    grid[0].set(ylabel=quantity, ylim=(0, None))  # intervals may reach below, the figures do not
     return _with_legend(figure)
 
 
