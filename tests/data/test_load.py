@@ -328,7 +328,7 @@ class TestPrepared:
     @pytest.mark.parametrize(
         ("name", "failure", "kind", "told"),
         [
-            ("mnist", RuntimeError("Checksum differs.\nExpected: ..."), UsageError, "tfds build"),
+            ("mnist", RuntimeError("Checksum differs.\nExpected: ..."), UsageError, "build mnist"),
             ("synth_digits/1k", OSError(28, "No space left"), RunError, "synth_digits/1k"),
             ("synth_digits/1k", Interrupted("SIGINT", 130), Interrupted, "SIGINT"),
         ],
