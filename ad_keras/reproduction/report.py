@@ -372,9 +372,12 @@ class _Report:
             shown.append(Picture(f"dreams_epoch_{epoch}", caption, png))
         fid = self._at("fid").assign(group=lambda f: f.condition, series=lambda f: f.of)
         panels = {readable(kind): fid[fid.figure == kind] for kind in ("nrem", "rem")}
+        measured = [run.results["metrics"].get("fid", {}).get("protocol", {}) for run in self.runs]
+        early = sorted({each["early_epoch"] for each in measured if "early_epoch" in each})
+        times = f"early (epoch {' or '.join(map(str, early))}) and late" if early else "late"
         caption = (
-            f"FID of dreams, early (epoch 1) and late, in features of: {self.features}. Values can "
-            "only be compared with others of the same features, not with the paper's."
+            f"FID of dreams, {times}, in features of: {self.features}. Values can only be compared "
+            "with others of the same features, not with the paper's."
         )
         floor = fid[fid.of == "test_images"].value.mean()
         shown += _picture("fid", caption, plots.bars, panels, "FID", floor)

@@ -31,6 +31,11 @@ PERTURBATIONS = (
 )
 """What `--perturbation` and `--glimpse` may name; a class of `ad_keras.pad` each."""
 
+_OF_PERTURBATIONS = {
+    "occlusion": "occlusion_min occlusion_max tile_min tile_max mask_per",
+    "crop": "crop_area",
+    "colour": "colour_strength",
+}
 _AGREEMENTS = ("distance", "contrast", "vicreg", "coding_rate")
 
 _DATA, _NETWORKS, _TRAINING, _RUN = "Data", "Networks", "Training", "Run"
@@ -231,6 +236,35 @@ class Config:
             if all(getattr(self, f.name) == changes.get(f.name, f.default) for f in model):
                 return condition
         return "custom"
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Of each flag that is not its default but changes nothing here, what it needs."""
+        nrem, rem = ("nrem" in self.phases), ("rem" in self.phases)
+        mixes = rem or (nrem and self.nrem_memories == "mixed")
+        shown = {*self.glimpse, *(self.perturbation if nrem else ())}
+        compared = {*[self.agreement] * bool(self.glimpse), *[self.recovery] * nrem}
+        needs = {
+            "agreement agreement_weight": (self.glimpse, "--glimpse"),
+            "recovery perturbation nrem_memories recovery_weight": (nrem, "nrem in --phases"),
+            "internal_weight": (rem, "rem in --phases"),
+            "mixing mix_recent mix_memories hippocampus": (mixes, "REM, or NREM of mixed memories"),
+            "hippocampus_capacity": (
+                mixes and self.hippocampus != "last_batch",
+                "REM, or NREM of mixed memories, and another --hippocampus",
+            ),
+            "adversary": (rem or self.external_weight, "rem in --phases or --external_weight"),
+            "temperature": ("contrast" in compared, "contrast as --recovery or --agreement"),
+            "views": (compared - {"distance"}, "a --recovery or --agreement that compares views"),
+        }
+        for part, names in _OF_PERTURBATIONS.items():
+            needs[names] = (part in shown, f"{part} in --perturbation or --glimpse")
+        return [
+            f"--{name} has no effect here: it needs {needed}."
+            for names, (used, needed) in needs.items()
+            for name in names.split()
+            if not used and getattr(self, name) != getattr(Config, name)
+        ]
 
     @property
     def run_path(self) -> Path:

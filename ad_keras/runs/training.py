@@ -44,7 +44,7 @@ class TrainingResult:
         run_folder: checkpoints, logs and pictures.
         export_folder: the networks, as `export_networks` writes them; None if that was not wanted.
         history: by epoch (as text; "0" is the untrained model), losses and the probe's accuracy.
-        notes: what a person should know, such as damaged checkpoints.
+        notes: what a person should know, such as flags without effect, or damaged checkpoints.
     """
 
     run_folder: Path
@@ -124,7 +124,7 @@ def train(
     rates = [(each, float(each.learning_rate.numpy())) for each in optimizers]
     with _run_folder(config, cluster, records) as folder, failures_explained(folder):
         checkpoints = Checkpoints(model, folder)
-        notes = checkpoints.restore()
+        notes = [*config.without_effect, *checkpoints.restore()]
         for note in notes:
             print(note, flush=True)
         first = int(model.step.numpy())

@@ -79,7 +79,7 @@ def results_of(condition: str, seed: int) -> dict:
         "features": {"name": "a classifier's", "test_accuracy": 0.9},
         "versions": {"ad_keras": "0.1.0"},
         "metrics": {
-            name: {"protocol": {"probabilities": SHARES}, "values": values}
+            name: {"protocol": {"probabilities": SHARES, "early_epoch": 2}, "values": values}
             for name, values in metrics.items()
         },
     }

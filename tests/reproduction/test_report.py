@@ -209,7 +209,8 @@ def test_dreams_are_not_compared_in_features_of_other_weights(report_of, monkeyp
     text = report_of(("full", "no_rem"), seeds=(0, 1, 2), change=renew)
     own = "(measured in other features)"
     left_out = f"dreams of PAD, seed 0 {own}; dreams of w/o REM, seed 0 {own}"
-    assert any("in features of: the old." in caption for caption in captions)
+    told = "FID of dreams, early (epoch 2) and late, in features of: the old."
+    assert any(caption.startswith(told) for caption in captions)
     assert f"| What is left out? | {left_out} |" in text
     (line,) = [line for line in text.splitlines() if line.startswith(rem)]
     assert re.findall(r"\((\d)\)", line) == ["2", "2"]

@@ -146,6 +146,48 @@ def test_what_the_paper_did_not_do_is_a_custom_condition(changes):
     assert Config(**changes).condition == "custom"
 
 
+@pytest.mark.parametrize(
+    ("changes", "idle"),
+    [
+        ({"agreement": "vicreg"}, {"agreement": "--glimpse"}),
+        ({"agreement": "vicreg", "glimpse": ("crop",)}, {}),
+        ({"temperature": 0.1}, {"temperature": "contrast"}),
+        ({"temperature": 0.1, "glimpse": ("crop",)}, {}),
+        ({"temperature": 0.1, "recovery": "contrast"}, {}),
+        ({"views": 4, "agreement": "distance", "glimpse": ("crop",)}, {"views": "compares views"}),
+        ({"tile_max": 4, "perturbation": ("flip",)}, {"tile_max": "occlusion"}),
+        ({"tile_max": 4, "perturbation": ("flip",), "glimpse": ("occlusion",)}, {}),
+        (
+            {"crop_area": 0.1, "colour_strength": 0.1, "glimpse": ("crop",)},
+            {"colour_strength": "colour"},
+        ),
+        (
+            {"tile_max": 4, "recovery": "vicreg", "phases": ("wake", "rem")},
+            {"tile_max": "occlusion", "recovery": "nrem"},
+        ),
+        (
+            {"mix_recent": 0.7, "internal_weight": 2.0, "phases": ("wake", "nrem")},
+            {"mix_recent": "REM", "internal_weight": "rem"},
+        ),
+        ({"mix_recent": 0.7, "nrem_memories": "mixed", "phases": ("wake", "nrem")}, {}),
+        ({"hippocampus_capacity": 512}, {"hippocampus_capacity": "another --hippocampus"}),
+        ({"hippocampus_capacity": 512, "hippocampus": "reservoir"}, {}),
+        ({"adversary": "hinge", "phases": ("wake",)}, {}),
+        (
+            {"adversary": "hinge", "phases": ("wake",), "external_weight": 0.0},
+            {"adversary": "--external_weight"},
+        ),
+        *(({**changes}, {}) for changes in CONDITIONS.values()),
+    ],
+)
+def test_what_has_no_effect_is_told_with_what_it_needs(changes, idle):
+    notes = Config(**changes).without_effect
+    assert len(notes) == len(idle)
+    for name, needed in idle.items():
+        (note,) = (note for note in notes if note.startswith(f"--{name} "))
+        assert needed in note
+
+
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_data_set_has_a_flagfile_that_composes_with_every_condition(dataset):
     file = f"--flagfile={FLAGS / f'{dataset}.flags'}"
@@ -163,7 +205,7 @@ def test_every_flagfile_says_how_to_use_it_and_can_be_parsed():
     for file in files:
         assert file.read_text().startswith("#"), file
         assert f"flags/{file.name}" in file.read_text(), file
-        command_line(f"--flagfile={file}")
+        assert not command_line(f"--flagfile={file}").without_effect, file
 
 
 @pytest.mark.parametrize("changes", [{}, OTHER_VALUES])

@@ -631,6 +631,11 @@ class TestDisk:
 
 
 class TestCommandLine:
+    def test_a_flag_without_effect_is_told(self, tiny, tmp_path, quick_main, success):
+        config = tiny(tmp_path, epochs=1, agreement="vicreg")
+        lines = success(quick_main, config).splitlines()
+        assert "--agreement has no effect here: it needs --glimpse." in lines
+
     def test_pictures_that_were_never_made_are_not_promised(
         self, tiny, tmp_path, quick_train, quick_main, success
     ):
