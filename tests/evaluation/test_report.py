@@ -143,11 +143,13 @@ def test_chance_is_the_share_of_the_commonest_class():
     assert plots.chance(np.full((2, 2), np.nan), ["above", "below"]) == 0.5
 
 
-def test_bars_are_labelled_with_three_digits_or_whole_numbers():
-    values = {"late": 0.98765, "early": 147.2, "first": 1234.5678}
-    rows = pd.DataFrame({"group": "PAD", "series": list(values), "value": values.values()})
+def test_bars_begin_at_zero_and_are_labelled_with_three_digits_or_whole_numbers():
+    values = {"late": (0.98765, 0.98765), "early": (8.0, 286.4), "first": (1234.5678,)}
+    lines = [("PAD", name, value) for name, pair in values.items() for value in pair]
+    rows = pd.DataFrame(lines, columns=["group", "series", "value"])
     (axes,) = plots.bars({"": rows}, "FID").axes
     assert [label.get_text() for label in axes.texts] == ["0.988", "147", "1235"]
+    assert axes.get_ylim()[0] == 0  # the interval of two seeds reaches far below
 
 
 def test_published_figures_stand_beside_ours_of_the_same_settings_only():
