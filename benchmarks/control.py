@@ -131,6 +131,12 @@ def train(config: ControlConfig) -> Path:
     train_set = data.load(config.dataset, "train", data_dir=config.data_dir)
     chosen_images(training, train_set, config.seed)  # refuses too few
     check_export_folder(training.export_path, folder, named=bool(config.saved_model_dir))
+    state = {} if config.overwrite else _read_state(folder)
+    if state and state["step"] > config.epochs * (len(train_set) // config.batch_size):
+        raise UsageError(
+            f"the control in {folder} is at step {state['step']}, beyond --epochs={config.epochs}: "
+            "use more, or another --run_dir."
+        )
     record = {
         "images": joblib.hash(train_set.images),
         "form": CONTROL_FORM,
@@ -152,14 +158,28 @@ def train(config: ControlConfig) -> Path:
                 f"the control in {folder} was begun with other {changed}: use the same again, "
                 "another --run_dir, or --overwrite to delete it."
             )
-        _Training(config, train_set).run()
+        _Training(config, train_set, state).run()
     return folder
+
+
+def _read_state(folder: Path) -> dict:
+    """What training continues from; empty if there is nothing."""
+    import torch
+
+    try:
+        return torch.load(folder / STATE)
+    except FileNotFoundError:
+        return {}
+    except (RuntimeError, ValueError, LookupError, EOFError, pickle.PickleError) as error:
+        raise RunError(
+            f"{folder / STATE} is damaged ({first_line(error)}): start again with --overwrite."
+        ) from error
 
 
 class _Training:
     """The training loop, between its states."""
 
-    def __init__(self, config: ControlConfig, train_set: data.ImageSet) -> None:
+    def __init__(self, config: ControlConfig, train_set: data.ImageSet, state: dict) -> None:
         import tensorflow as tf
         import torch
         from peer import Peer
@@ -177,22 +197,10 @@ class _Training:
         self._history = read_history(self._folder)
         torch.manual_seed(config.seed)
         self._peer = Peer(CONTROL_FORM, config.latent_dim, config.base_filters, config.condition)
-        self._step, self._totals = 0, {}  # losses of the epoch so far
-        if (self._folder / STATE).exists():
-            try:
-                saved = torch.load(self._folder / STATE)
-                self._step, self._totals = saved["step"], saved["totals"]
-                self._peer.restore(saved["peer"])
-            except (RuntimeError, ValueError, LookupError, EOFError, pickle.PickleError) as error:
-                raise RunError(
-                    f"{self._folder / STATE} is damaged ({first_line(error)}): start again with "
-                    "--overwrite."
-                ) from error
-        if self._step > config.epochs * self._per_epoch:
-            raise UsageError(
-                f"the control in {self._folder} is at step {self._step}, beyond "
-                f"--epochs={config.epochs}: use more, or another --run_dir."
-            )
+        self._step = state.get("step", 0)
+        self._totals = state.get("totals", {})  # losses of the epoch so far
+        if state:
+            self._peer.restore(state["peer"])
         self._signal = None
 
     def run(self) -> None:

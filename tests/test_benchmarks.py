@@ -309,6 +309,7 @@ def test_a_stopped_control_continues_exactly_and_is_measured_as_it_is(
         control.train(dataclasses.replace(stopped, seed=1))
     with pytest.raises(ValueError, match="is at step 12, beyond --epochs=1"):
         control.train(dataclasses.replace(stopped, epochs=1))
+    assert json.loads((tmp_path / "stopped" / "flags.json").read_text())["epochs"] == 2
     (tmp_path / "stopped" / "state.pt").write_bytes(b"half")
     with pytest.raises(RuntimeError, match=r"state.pt is damaged .*start again with --overwrite"):
         control.train(stopped)
