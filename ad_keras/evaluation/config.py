@@ -94,6 +94,15 @@ class EvaluateConfig:
             raise UsageError(f"--metrics is empty: it is all, or a list of {', '.join(METRICS)}.")
         if self.held_out and len(self.run_dir) > 1:
             raise UsageError("--held_out is for one run: each seed leaves other images out.")
+        if (
+            self.export
+            and self.output_dir
+            and Path(self.output_dir).resolve() == Path(self.export).resolve()
+        ):
+            raise UsageError(
+                f"--output_dir={self.output_dir} is the folder of --export, which the next export "
+                "replaces: choose another."
+            )
         if self.epoch and self.export:
             raise UsageError("--epoch chooses a state of a run: an export has only one.")
         for name, least in (("num_dreams", 1), ("probe_seeds", 1), ("seed", 0), ("epoch", 0)):

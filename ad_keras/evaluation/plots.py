@@ -55,23 +55,10 @@ def readable(name: str) -> str:
     return _NAMES.get(name, name.replace("_", " "))
 
 
-def chance(confusion: np.ndarray | None, classes: Sequence[str]) -> float:
-    """Accuracy of always guessing the commonest class.
-
-    Args:
-        confusion: counts of test images [true class, predicted class]; without them, all classes
-            count as equally common.
-        classes: their names.
-    """
-    if confusion is None or not np.isfinite(confusion).all():
-        return 1 / len(classes)
-    totals = confusion.sum(axis=1)
-    return float(totals.max() / totals.sum())
-
-
 def draw(
     frame: pd.DataFrame,
     classes: Sequence[str],
+    chance: float = math.nan,
     confusion: np.ndarray | None = None,
     maps: Mapping[str, pd.DataFrame] = {},
 ) -> dict[str, Figure]:
@@ -80,6 +67,7 @@ def draw(
     Args:
         frame: as `ad_keras.evaluation.report.tidy` makes it.
         classes: their names.
+        chance: accuracy of guessing; NaN if it is not known.
         confusion: counts of test images [true class, predicted class], or None.
         maps: coordinates `x` and `y` and the `label` of test images, by the map's name.
 
@@ -91,8 +79,7 @@ def draw(
     curve = frame[frame.metric == "occlusion"]
     if len(curve):
         lines = curve.assign(series=curve.of, x=100 * curve.figure.astype(float))
-        guessed = chance(confusion, classes)
-        figures["occlusion"] = curves({"": lines}, "occluded tiles [%]", chance=guessed)
+        figures["occlusion"] = curves({"": lines}, "occluded tiles [%]", chance=chance)
     if confusion is not None:
         figures["confusion"] = _confusion(confusion, classes)
     for metric, (quantity, *series) in _BARS.items():
@@ -112,7 +99,7 @@ def curves(
     of: str = "linear separability [%]",
     *,
     order: Sequence[str] | None = None,
-    chance: float | None = None,
+    chance: float = math.nan,
     scale: float = 100.0,
 ) -> Figure:
     """Lines with 95 % bands, of which each point is the mean over seeds.
@@ -122,7 +109,7 @@ def curves(
         quantity: along the axis of `x`.
         of: along the other axis.
         order: of all series there could be, which gives each its colour.
-        chance: accuracy of guessing, drawn dotted.
+        chance: accuracy of guessing, drawn dotted; NaN for none.
         scale: that values are multiplied by.
     """
     figure, grid = _grid(len(panels), 4.4, 3.4)
@@ -134,7 +121,7 @@ def curves(
             style = _STYLES[(order or names).index(name) % len(_STYLES)]
             axes.plot(sums.index, sums["mean"], markersize=4, label=readable(name), **style)
             axes.fill_between(sums.index, low, high, color=style["color"], alpha=0.2, linewidth=0)
-        if chance is not None:
+        if math.isfinite(chance):
             axes.set_ylim(0, scale)  # intervals of two seeds go far beyond what an accuracy can be
             axes.axhline(scale * chance, color="grey", linestyle=":", linewidth=1, label="chance")
         axes.set(title=title, xlabel=quantity)

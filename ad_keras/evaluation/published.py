@@ -44,7 +44,7 @@ def sample(dataset: str, condition: str) -> np.ndarray | None:
     return mean + sem * math.sqrt(SEEDS - 1) * np.array([-1.0, -1.0, 1.0, 1.0])
 
 
-def differences(config: Config, epochs: int | None = None) -> list[str]:
+def differences(config: Config, epochs: float | None = None) -> list[str]:
     """What of a run's settings is not the paper's; precision is left to the reader.
 
     Args:

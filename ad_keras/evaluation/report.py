@@ -1,6 +1,7 @@
 """Results as one tidy table, from which come the text, pictures and TensorBoard entries."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,9 +72,14 @@ def combine(results: Sequence[dict]) -> dict:
         `lacking` names what some of the runs do not have, such as an early epoch.
     """
     single = ("name", "step", "training_seed", "weights", "metrics")
-    # Those with values come last, since a protocol without has no details.
+    # Those with values come last, since a protocol without has no details, and of these those
+    # with early dreams.
     entries = [pair for result in results for pair in result["metrics"].items()]
-    entries = dict(sorted(entries, key=lambda pair: bool(pair[1]["values"])))
+    early = "early_epoch"
+    order = sorted(
+        entries, key=lambda pair: (bool(pair[1]["values"]), early in pair[1]["protocol"])
+    )
+    entries = dict(order)
     names, seeds = zip(*((r["name"], r["training_seed"]) for r in results), strict=True)
     if len(set(names)) < len(names):  # folders of one name in several places
         names = [f"{name}, seed {seed}" for name, seed in zip(names, seeds, strict=True)]
@@ -162,13 +168,7 @@ def write(
             points[name]["label"] = labels[: len(points[name])]
         text = points[name].to_csv(index=False, float_format="%.5g")
         write_atomically(figures / f"{name}.csv", text)
-    counts = [
-        probe["trained"]["confusion"]
-        for probe in _by_run(results, "probe")
-        if probe and "confusion" in probe["trained"]
-    ]
-    confusion = np.sum(np.asarray(counts, np.float64), axis=0) if counts else None
-    drawn = plots.draw(frame, results["class_names"], confusion, points)
+    drawn = plots.draw(frame, results["class_names"], chance(results), _confusion(results), points)
     for name, figure in drawn.items():
         figure.savefig(figures / f"{name}.png", dpi=120)
 
@@ -182,7 +182,7 @@ def log(results: dict, folder: Path) -> None:
     """
     shutil.rmtree(folder, ignore_errors=True)
     writer = tf.summary.create_file_writer(str(folder))
-    with writer.as_default(step=results["epochs"]):
+    with writer.as_default(step=int(results["epochs"])):
         for row in tidy(results).dropna(subset="value").itertuples():
             tag = f"evaluation/{row.metric}/{row.of}"
             if row.metric == "occlusion":  # the share of occluded tiles, in percent, is the step
@@ -192,12 +192,39 @@ def log(results: dict, folder: Path) -> None:
     writer.close()
 
 
+def chance(results: dict) -> float:
+    """Accuracy of always guessing the commonest class of the test images; NaN without labels."""
+    if "chance" in results:
+        return math.nan if results["chance"] is None else results["chance"]
+    confusion = _confusion(results)  # results of earlier versions
+    if confusion is None or not np.isfinite(confusion).all():
+        return 1 / len(results["class_names"])
+    totals = confusion.sum(axis=1)
+    return float(totals.max() / totals.sum())
+
+
+def _confusion(results: dict) -> np.ndarray | None:
+    """Counts of test images [true class, predicted class], over all runs, if they were probed."""
+    counts = [
+        probe["trained"]["confusion"]
+        for probe in _by_run(results, "probe")
+        if probe and "confusion" in probe["trained"]
+    ]
+    return np.sum(np.asarray(counts, np.float64), axis=0) if counts else None
+
+
 def _values(result: dict, metric: str, protocol: dict) -> dict | None:
-    """Values of a metric, if a run has it and measured it by this protocol."""
+    """Values of a metric, if a run has it and measured it by this protocol.
+
+    Those of early dreams are left out if they are of another epoch.
+    """
     entry = result["metrics"].get(metric, {"protocol": {}, "values": None})
     details = protocol.keys() - {"text", "gaps", "early_epoch"}
     alike = all(entry["protocol"].get(name, protocol[name]) == protocol[name] for name in details)
-    return entry["values"] if alike else None
+    early, values = "early_epoch", entry["values"] if alike else None
+    if values and entry["protocol"].get(early) != protocol.get(early):
+        values = {name: value for name, value in values.items() if name != "early"}
+    return values
 
 
 def _by_run(results: dict, metric: str) -> list[dict | None]:
@@ -254,7 +281,7 @@ def _published(results: dict) -> str:
 
 
 def _heading(results: dict) -> list[str]:
-    trained = f"{results['condition']}, epoch {results['epochs']}"
+    trained = f"{results['condition']}, epoch {results['epochs']}, {results['precision']}"
     if "runs" in results:
         who = f"{len(results['runs'])} runs of {trained}: mean +- standard error"
     else:

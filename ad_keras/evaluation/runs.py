@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import joblib
+import numpy as np
 
 from ad_keras import data
 from ad_keras.data import ImageSet
@@ -36,14 +37,14 @@ class Subject:
         folder: of the run or the export.
         config: of its training.
         model: trained.
-        epoch: how many epochs the model has behind it.
+        epoch: how many epochs the model has behind it, maybe not whole ones.
         earlier: the model after each epoch before that is kept, as far as it is measured.
     """
 
     folder: Path
     config: Config
     model: PAD
-    epoch: int
+    epoch: float
     earlier: dict[int, PAD]
 
 
@@ -106,18 +107,19 @@ def evaluate(flags: EvaluateConfig) -> tuple[dict, Path]:
             for what, reason in entry["protocol"].get("gaps", {}).items():
                 _say(f"not measured: {metric}, {what}: {reason}")
         header = _header(subject, dataset, test_set, features) | {"data": content}
-        folder, logs = subject.folder, Path("logs", "evaluation")
+        folder = subject.folder
         if flags.export:  # the next export replaces the folder and all in it
             folder = folder.resolve().with_name(f"{folder.resolve().name}-evaluation")
+        if flags.output_dir and len(subjects) == 1:
+            folder = Path(flags.output_dir)
+        logs = folder / "logs" / ("held_out" if flags.held_out else "evaluation")
         if flags.held_out:
             header["held_out"] = True
             header["differences"].append("measured on held-out training images")
-            folder, logs = folder / "held_out", Path("logs", "held_out")
-        if flags.output_dir and len(subjects) == 1:
-            folder = Path(flags.output_dir)
+            folder = folder if flags.output_dir else folder / "held_out"
         result = _with_earlier(header | {"metrics": measured}, folder)
         report.write(result, folder, suite.maps, test_set.labels)
-        report.log(result, (subject.folder if flags.run_dir else folder) / logs)
+        report.log(result, logs)
         results.append(result)
     if len(results) == 1:
         return results[0], folder
@@ -164,7 +166,7 @@ def _with_earlier(result: dict, folder: Path) -> dict:
         return result
     same = all(
         earlier.get(name) == result[name]
-        for name in ("name", "step", "training_seed", "weights", "data", "trained_on", "versions")
+        for name in ("step", "training_seed", "weights", "data", "trained_on", "versions")
     )
     if same and "features" in earlier and "features" not in result:
         result = {"features": earlier["features"]} | result
@@ -216,7 +218,12 @@ def _restore(folder: Path, epoch: int, metrics: Sequence[str]) -> Subject:
     kept = [number for number in Checkpoints(model, folder).kept_epochs() if number < reached]
     if "epochs" not in metrics:  # of dreams, only the first is compared
         kept = kept[:1] if set(OF_DREAMS) & set(metrics) else []
-    earlier = {number: restore_run(folder, number)[1] for number in kept}
+    earlier = {}
+    for number in kept:
+        try:
+            earlier[number] = restore_run(folder, number)[1]
+        except RunError as error:  # the model that is measured can be read
+            _say(f"{error} It is left out.")
     return Subject(folder, config, model, reached, earlier)
 
 
@@ -237,10 +244,12 @@ def _export(folder: Path, metrics: Sequence[str]) -> Subject:
 def _header(
     subject: Subject, dataset: str, test_set: ImageSet, features: FeatureExtractor | None
 ) -> dict:
+    labels = test_set.labels
     header = {
         "name": subject.folder.resolve().name,
         "dataset": dataset,
         "class_names": list(test_set.class_names),
+        "chance": None if labels is None else float(np.bincount(labels).max() / len(labels)),
         "image_size": subject.config.image_size,
         "condition": subject.config.condition,
         "trained_on": subject.config.dataset,
@@ -249,6 +258,7 @@ def _header(
         "step": int(subject.model.step.numpy()),
         "training_seed": subject.config.seed,
         "weights": joblib.hash(subject.model.encoder.get_weights()),
+        "precision": subject.config.precision,
         "differences": differences(subject.config, subject.epoch),
         "versions": versions(),
     }

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from ad_keras.evaluation import plots, report
+from ad_keras.evaluation import report
 from ad_keras.evaluation.published import LINEAR_SEPARABILITY
 from ad_keras.measures.statistics import Comparison, Summary, compare, summarise
 
@@ -235,17 +235,12 @@ def tidy(condition: str, seed: int, results: dict, history: dict) -> pd.DataFram
     for _, epoch, figure, value in measured[earlier].itertuples(index=False):
         metric, of_metric = figure.split("/")
         rows.append((condition, seed, int(epoch), metric, "trained", of_metric, value))
-    lines = [*measured[~earlier].itertuples(index=False), *_derived(measured, chance(results))]
+    lines = [
+        *measured[~earlier].itertuples(index=False),
+        *_derived(measured, report.chance(results)),
+    ]
     rows += [(condition, seed, results["epochs"], *line) for line in lines]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
-
-
-def chance(results: dict) -> float:
-    """Accuracy of always guessing the commonest class of the test images."""
-    probe = results["metrics"].get("probe", {}).get("values") or {}
-    counts = probe.get("trained", {}).get("confusion")
-    confusion = None if counts is None else np.asarray(counts, np.float64)
-    return plots.chance(confusion, results["class_names"])
 
 
 def values(

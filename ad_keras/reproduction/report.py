@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from ad_keras import data
 from ad_keras.errors import RunError, UsageError, first_line
-from ad_keras.evaluation import plots
+from ad_keras.evaluation import plots, report
 from ad_keras.evaluation.plots import readable
 from ad_keras.evaluation.published import SEEDS, differences, sample
 from ad_keras.evaluation.suite import OF_DREAMS
@@ -129,6 +129,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for run in runs:
         if run.config.condition not in CONDITIONS:
             raise UsageError(f"the run in {run.folder} is of none of the paper's conditions.")
+        if run.results and not run.results["class_names"]:
+            raise UsageError(
+                f"{run.folder} was measured on images without labels, which the paper's "
+                "measurements need."
+            )
         before, now = (dataclasses.asdict(each.config) for each in (runs[0], run))
         for name in sorted(set(now) - changed - RUN_ONLY - {"seed"}):
             if before[name] != now[name]:
@@ -195,7 +200,7 @@ class _Report:
         others = [run.name for run in runs if run not in self.runs]
         self.left_out = [*failed, *(f"{name} (not measured at epoch {self.at})" for name in others)]
         self.seeds = collections.Counter(run.config.condition for run in self.runs)
-        self.chance = findings.chance(self.runs[0].results)
+        self.chance = report.chance(self.runs[0].results)
         # Of the networks in whose features dreams were compared, where they were.
         features = {r.name: r.results["features"] for r in self.runs if "features" in r.results}
         digests = {name: network.get("weights") for name, network in features.items()}
@@ -203,10 +208,17 @@ class _Report:
         shared = max(counted, key=counted.get, default=None)
         named = (features[name]["name"] for name in digests if digests[name] == shared)
         self.features = next(named, None)
+        # How each metric was measured, of most runs.
+        ways = collections.Counter(way for run in self.runs for way in _ways(run).items())
+        usual = {metric: way for (metric, way), _ in reversed(ways.most_common())}
         frames = []
         for run in self.runs:
             of = run.config.condition, run.config.seed
-            frame = findings.tidy(*of, run.results, run.history)
+            metrics = dict(run.results["metrics"])
+            if others := [metric for metric, way in _ways(run).items() if way != usual[metric]]:
+                metrics = {name: metrics[name] for name in metrics.keys() - others}
+                self.left_out.append(f"{', '.join(others)} of {run.name} (measured otherwise)")
+            frame = findings.tidy(*of, run.results | {"metrics": metrics}, run.history)
             if digests.get(run.name, shared) != shared:
                 frame = frame[~frame.metric.isin(OF_DREAMS)]
                 self.left_out.append(f"dreams of {run.name} (measured in other features)")
@@ -494,6 +506,22 @@ def dream_sheets(folder: Path, epoch: int) -> dict[int, bytes]:
         ]
         sheets[number] = tf.io.encode_png(pictures.sheet(rows)).numpy()
     return sheets
+
+
+def _ways(run: Run) -> dict[str, str]:
+    """By metric, the data and the numbers that its figures depend on, such as that of dreams."""
+    return {
+        metric: json.dumps(
+            {
+                name: value
+                for name, value in entry["protocol"].items()
+                if name not in ("gaps", "early_epoch") and not isinstance(value, str)
+            }
+            | {"data": run.results.get("data")},
+            sort_keys=True,
+        )
+        for metric, entry in run.results["metrics"].items()
+    }
 
 
 def _differences(run: Run) -> list[str]:

@@ -6,6 +6,7 @@ import functools
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ from ad_keras.runs.folder import (
     refuse_other_flags,
     write_atomically,
 )
-from ad_keras.runs.training import chosen_images, train
+from ad_keras.runs.training import chosen_images, describe_images, refuse_other_images, train
 
 _WARM_UP_STEPS, _TIMED_STEPS = 4, 10
 _TIMED_IMAGES = 2000  # that measuring is timed on
@@ -94,7 +95,7 @@ def reproduce(flags: ReproduceConfig, command: str) -> Path:
     )
     with interruptible():
         runs = plan(flags)
-        content = joblib.hash(_check_data(flags))
+        content = joblib.hash(_check_data(flags, runs))
         if flags.features == "inception":  # which may not be reached
             inception_features(Path(flags.cache_dir).expanduser(), flags.inception_weights)
         features: dict[Config, str] = {}
@@ -141,7 +142,7 @@ def estimate(flags: ReproduceConfig) -> str:
         UsageError: as `reproduce` would, except for Inception's weights, which it would download.
     """
     runs = plan(flags)
-    train_set, test_set = _check_data(flags)
+    train_set, test_set = _check_data(flags, runs)
     content = joblib.hash((train_set, test_set))
     steps_per_epoch = (flags.train_examples or len(train_set)) // flags.batch_size
     speed = functools.cache(lambda condition: seconds_per_step(flags.run_config(condition, 0)))
@@ -237,8 +238,11 @@ def _look_at(config: Config) -> Run:
     return Run(config, completed, completed == config.epochs == saved.epochs == exported)
 
 
-def _check_data(flags: ReproduceConfig) -> tuple[ImageSet, ImageSet]:
-    """Training and test images; refuses those that could not be trained on or measured."""
+def _check_data(flags: ReproduceConfig, runs: Sequence[Run]) -> tuple[ImageSet, ImageSet]:
+    """Training and test images; refuses those that could not be trained on or measured.
+
+    Those that a run was begun with must be the same, even if it is finished.
+    """
     train_set, test_set = (
         data.load(flags.dataset, split, data_dir=flags.data_dir, image_size=flags.image_size)
         for split in ("train", "test")
@@ -249,7 +253,10 @@ def _check_data(flags: ReproduceConfig) -> tuple[ImageSet, ImageSet]:
             "sort the images into a folder for each class."
         )
     check(flags.evaluate_config("checked").chosen_metrics, train_set, test_set, flags.num_dreams)
-    chosen_images(flags.run_config("full", 0), train_set, split_seed=0)
+    for config, *_ in runs:
+        images = chosen_images(config, train_set, config.seed)[1]
+        if (config.run_path / "flags.json").exists():
+            refuse_other_images(config, describe_images(images), _RUN)
     return train_set, test_set
 
 
@@ -259,6 +266,11 @@ def _measured(flags: ReproduceConfig, config: Config, content: str) -> str:
     if not _is_measured(flags, config, content):
         print(f"{folder}: measuring", flush=True)
         results, _ = evaluate(wanted := flags.evaluate_config(str(folder)))
+        if results["data"] != content:
+            raise UsageError(
+                f"{folder} was measured on the images in its own --data_dir, which are not those "
+                "that are wanted: name that folder by --data_dir."
+            )
         if results["epochs"] < config.epochs:  # the newest checkpoint is damaged
             train(config)
             evaluate(wanted)

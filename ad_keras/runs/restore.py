@@ -93,11 +93,12 @@ def restore_export(
     return config, model
 
 
-def epochs_behind(folder: Path, config: Config, model: PAD) -> int:
-    """How many whole epochs the model of a run has behind it, by its step."""
+def epochs_behind(folder: Path, config: Config, model: PAD) -> float:
+    """How many epochs the model of a run has behind it, by its step; an int at an epoch's end."""
     # Not by the run's history, which a damaged checkpoint leaves behind.
     steps_per_epoch = read_record(folder, "data.json")["images"] // config.batch_size
-    return int(model.step.numpy()) // steps_per_epoch
+    whole, more = divmod(int(model.step.numpy()), steps_per_epoch)
+    return round(whole + more / steps_per_epoch, 5) if more else whole
 
 
 def export_metadata(config: Config, model: PAD) -> dict:

@@ -24,6 +24,8 @@ from ad_keras.runs.config import RUN_ONLY, Config
 from ad_keras.runs.export import check_export_folder, export_networks
 from ad_keras.runs.folder import (
     FLAGS_FILE,
+    RUN,
+    FolderKind,
     digest,
     failures_explained,
     load_config,
@@ -100,10 +102,9 @@ def train(
     split_seed = config.seed if split_seed is None else split_seed
     train_set, images = chosen_images(config, whole, split_seed)
     steps_per_epoch = len(images) // config.batch_size
-    shape = list(images.shape[1:])
-    records = {"data.json": {"images": len(images), "image_shape": shape, "sha256": digest(images)}}
+    records = {"data.json": describe_images(images)}
     if begun:
-        _refuse_other_data(config, records["data.json"])
+        refuse_other_images(config, records["data.json"])
         _refuse_shorter(config, steps_per_epoch)
     named = bool(config.saved_model_dir)
     if export:
@@ -221,17 +222,31 @@ def chosen_images(
     return train_set, images
 
 
-def _refuse_other_data(config: Config, now: dict) -> None:
-    """Refuses to continue on other images, of which an epoch would be another one."""
-    before = read_record(config.run_path, "data.json")
+def describe_images(images: np.ndarray) -> dict:
+    """The images that a run is trained on, as `data.json` has them."""
+    return {"images": len(images), "image_shape": [*images.shape[1:]], "sha256": digest(images)}
+
+
+def refuse_other_images(config: Config, now: dict, kind: FolderKind = RUN) -> None:
+    """Refuses to continue on other images, of which an epoch would be another one.
+
+    Args:
+        config: of the run.
+        now: the images, from `describe_images`.
+        kind: as messages speak of the run's folder.
+
+    Raises:
+        UsageError: if they are not those that the run was begun with.
+    """
+    before = read_record(config.run_path, "data.json", kind)
     if before == now:
         return
     counts = before.get("images"), now["images"]
     change = f"there are {counts[1]}" if counts[0] != counts[1] else "they are not the same"
     raise UsageError(
         f"the run in {config.run_path} was begun with {counts[0]} images of {config.dataset}, but "
-        f"now {change}: use those again to continue it, another --run_dir for a new run, or "
-        "--overwrite to delete this one."
+        f"now {change}: use those again to continue it, another {kind.flag} for a new run, or "
+        f"{kind.renewal}."
     )
 
 
@@ -271,7 +286,7 @@ def _run_folder(config: Config, cluster: Cluster, records: Mapping[str, dict]) -
             "folder must be on a disk that all workers share."
         )
     refuse_other_flags(load_config(config.run_path), config)
-    _refuse_other_data(config, records["data.json"])
+    refuse_other_images(config, records["data.json"])
     _refuse_other_model(config, records["model.json"])
     yield config.run_path
 

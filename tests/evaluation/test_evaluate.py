@@ -107,6 +107,7 @@ def test_every_figure_has_its_protocol(single):
         assert single["metrics"][name]["protocol"]["images"] == 48
         assert set(single["metrics"][name]["values"]) == {"early", "late", "test_images"}
     assert (single["epochs"], single["step"], single["training_seed"]) == (2, 4, 0)
+    assert (single["precision"], single["chance"]) == ("float32", 0.5)
 
 
 def test_pictures_can_be_opened_and_tensorboard_has_the_figures(single, runs):
@@ -126,6 +127,7 @@ def test_table_has_our_figures_and_the_classifier_and_real_features_are_kept(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(features, "_train", refuse)
+    (events,) = (runs / "seed0" / "logs" / "evaluation").iterdir()
     printed = evaluated(
         f"--run_dir={runs / 'seed0'}", "--metrics=fid,knn,probe", f"--output_dir={tmp_path}"
     )
@@ -139,6 +141,8 @@ def test_table_has_our_figures_and_the_classifier_and_real_features_are_kept(
         before["fid"]["values"]["late"], rel=1e-3
     )
     assert again == {name: before[name] for name in ("probe", "knn")}
+    assert events.exists()  # with all figures, where all are
+    assert len([*(tmp_path / "logs" / "evaluation").iterdir()]) == 1
 
 
 def test_for_choices_the_images_that_training_can_leave_out_replace_the_test_images(
@@ -181,7 +185,7 @@ def test_repeated_runs_give_mean_and_standard_error_and_a_line_of_the_csv_each(
     assert entry["values"] == values
     assert entry["mean"]["trained"] == pytest.approx(np.mean(trained))
     assert entry["sem"]["trained"] == pytest.approx(np.std(trained, ddof=1) / np.sqrt(2))
-    assert "2 runs of full, epoch 2: mean +- standard error" in printed
+    assert "2 runs of full, epoch 2, float32: mean +- standard error" in printed
     assert " +- " in printed
     with open(tmp_path / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -199,6 +203,8 @@ def test_an_export_of_an_unfinished_run_is_measured_as_such_and_like_its_run(
     shutil.rmtree(folder / "generator")  # as of the encoder that a clone has
     needed = f"{folder} has no generator, which kid, density_coverage need"
     assert needed in refusal(main, f"--export={folder}", "--metrics=kid,knn,density_coverage")
+    error = refusal(main, f"--export={folder}", f"--output_dir={folder}")
+    assert "is the folder of --export, which the next export replaces" in error
     metadata = json.loads((folder / "metadata.json").read_text())
     metadata["flags"]["epochs"] = 5
     (folder / "metadata.json").write_text(json.dumps(metadata))
@@ -232,6 +238,28 @@ def test_a_damaged_checkpoint_is_not_what_the_results_are_labelled_with(evaluate
     assert (results_in(folder)["epochs"], results_in(folder)["step"]) == (1, 2)
 
 
+def test_an_earlier_epoch_that_is_damaged_is_left_out(single, evaluated, copied_run):
+    folder = copied_run()
+    for part in (folder / "checkpoints" / "epochs").glob("epoch-1.data*"):
+        part.write_bytes(b"")
+    printed = evaluated(f"--run_dir={folder}", "--metrics=fid")
+    assert "epoch-1 is damaged" in printed
+    assert "It is left out." in printed
+    assert set(results_in(folder)["metrics"]["fid"]["values"]) == {"late", "test_images"}
+
+
+def test_a_state_within_an_epoch_does_not_pass_for_an_end(evaluated, refusal, copied_run, runs):
+    folder = copied_run()
+    record = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps(record | {"images": 144}))  # three steps an epoch
+    assert "epoch 1.33333 of 2" in evaluated(f"--run_dir={folder}", "--metrics=knn")
+    found = results_in(folder)
+    assert (found["epochs"], found["step"]) == (pytest.approx(4 / 3, abs=1e-5), 4)
+    assert "epochs 1.33333 (the paper: 50)" in found["differences"]
+    error = refusal(main, f"--run_dir={runs / 'seed1'}", f"--run_dir={folder}", "--metrics=knn")
+    assert f"{folder} is at epoch 1.33333: choose one" in error
+
+
 def test_runs_at_different_epochs_have_no_mean(refusal, copied_run, runs):
     folder = copied_run()
     for part in (folder / "checkpoints" / "recent").glob("step-4.*"):
@@ -243,7 +271,8 @@ def test_runs_at_different_epochs_have_no_mean(refusal, copied_run, runs):
 def test_what_is_not_measured_again_stays_unless_epoch_or_data_are_others(
     single, evaluated, refusal, copied_run, shapes, tmp_path
 ):
-    folder, picture = copied_run(), tmp_path / "seed0" / "figures" / "pca.png"
+    folder = copied_run().rename(tmp_path / "renamed")
+    picture = folder / "figures" / "pca.png"
     (folder / "results.json").write_text(json.dumps(single))
     content, old = picture.read_bytes(), picture.with_name("knn.csv")
     old.touch()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 
 import numpy as np
@@ -41,6 +42,7 @@ def result(seed=0, shift=0.0, early=True) -> dict:
         "epochs": 50,
         "step": 99,
         "training_seed": seed,
+        "precision": "mixed_bfloat16",
         "differences": [],
         "metrics": {
             name: {"protocol": {"probabilities": SHARES}, "values": value}
@@ -81,7 +83,7 @@ def test_runs_are_combined_into_means_and_standard_errors():
     assert entry["sem"]["tile_4/0.3"] == pytest.approx(np.std(shifts, ddof=1) / np.sqrt(3))
     assert entry["values"][1]["tile_4"] == [0.48, 0.36, 0.25]
     text = report.table(combined)
-    assert "3 runs of no_rem, epoch 50: mean +- standard error" in text
+    assert "3 runs of no_rem, epoch 50, mixed_bfloat16: mean +- standard error" in text
     error = 100 * np.std(shifts, ddof=1) / np.sqrt(3)
     assert f"{100 * (0.61 + np.mean(shifts)):.1f} +- {error:.1f} %" in text
     assert "29.9 +- 0.0\n" in text  # filled dimensions
@@ -96,6 +98,17 @@ def test_runs_without_an_early_epoch_are_named_whichever_comes_first():
         assert combined["metrics"]["fid"]["mean"]["early/nrem"] == 43.0
         assert combined["metrics"]["fid"]["mean"]["late/nrem"] == pytest.approx(21.05)
         assert f"{lacking} has no fid early" in report.table(combined)
+
+
+def test_dreams_of_other_early_epochs_are_not_averaged():
+    runs = [result(0), result(1, 0.1), result(2, early=False)]
+    for run, epoch in zip(runs, (1, 2), strict=False):
+        run["metrics"]["fid"]["protocol"]["early_epoch"] = epoch
+    runs[1]["metrics"]["fid"]["values"]["early"]["nrem"] = 45.0
+    combined = report.combine(runs)
+    assert combined["lacking"] == {"seed0": ["fid early"], "seed2": ["fid early"]}
+    assert combined["metrics"]["fid"]["mean"]["early/nrem"] == 45.0
+    assert combined["metrics"]["fid"]["mean"]["late/nrem"] == pytest.approx((42.0 + 21.1) / 3)
 
 
 def test_runs_in_folders_of_one_name_are_told_apart_by_their_seeds():
@@ -136,11 +149,18 @@ def test_a_gap_of_one_run_leaves_the_figures_of_the_others(order):
     assert re.search(r"logistic regression\) +trained +61\.0 %", report.table(combined))
 
 
-def test_chance_is_the_share_of_the_commonest_class():
-    counts = np.array([[8.0, 2.0], [10.0, 20.0]])
-    assert plots.chance(counts, ["above", "below"]) == 0.75
-    assert plots.chance(None, ["above", "below"]) == 0.5
-    assert plots.chance(np.full((2, 2), np.nan), ["above", "below"]) == 0.5
+def test_chance_is_the_share_of_the_commonest_class_also_in_results_of_earlier_versions():
+    results = result()
+    trained = results["metrics"]["probe"]["values"]["trained"]
+    trained["confusion"] = [[8.0, 2.0], [10.0, 20.0]]
+    assert report.chance(results) == 0.75
+    assert report.chance(report.combine([results, result(2)])) == (30 + 10) / (40 + 20)
+    trained["confusion"] = [[math.nan, 2.0], [10.0, 20.0]]
+    assert report.chance(results) == 0.5
+    del results["metrics"]["probe"]
+    assert report.chance(results) == 0.5
+    assert report.chance(results | {"chance": 0.6}) == 0.6
+    assert math.isnan(report.chance(results | {"chance": None}))
 
 
 def test_bars_begin_at_zero_and_are_labelled_with_three_digits_or_whole_numbers():

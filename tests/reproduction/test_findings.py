@@ -207,16 +207,6 @@ def test_figures_that_are_not_finite_are_left_out(made_results):
     assert found.mean() == pytest.approx(0.461)
 
 
-def test_chance_is_that_of_the_commonest_class(made_results):
-    results = made_results("full", 0)
-    assert findings.chance(results) == 0.1
-    counts = [[30.0, 20.0], [40.0, 60.0]]
-    results["metrics"]["probe"]["values"]["trained"]["confusion"] = counts
-    assert findings.chance(results) == 2 / 3
-    del results["metrics"]["probe"]
-    assert findings.chance(results) == 0.1
-
-
 def test_nothing_is_lost_of_an_accuracy_at_chance(made_results):
     results = made_results("full", 0)
     results["metrics"]["occlusion"]["values"] = {"tile_4": [0.1] * 11}

@@ -217,6 +217,22 @@ def test_dreams_are_not_compared_in_features_of_other_weights(report_of, monkeyp
     assert "| PAD | 58.05 ± 0.17 % (3) |" in text
 
 
+def test_what_was_measured_otherwise_than_most_is_left_out(report_of):
+    def change(folder):
+        entries = json.loads((folder / "full-seed0" / "results.json").read_text())["metrics"]
+        entries["fid"]["protocol"]["images"] = 500
+        edited(folder / "full-seed0" / "results.json", metrics=entries)
+        edited(folder / "full-seed2" / "results.json", data="of other test images")
+
+    text = report_of(("full", "no_rem"), seeds=(0, 1, 2), change=change)
+    assert "| What is left out? | fid of PAD, seed 0 (measured otherwise); probe, " in text
+    rem = "| Figure 3 | REM dreams come nearer to real images as PAD trains: their FID falls |"
+    (line,) = [line for line in text.splitlines() if line.startswith(rem)]
+    assert re.findall(r"\((\d)\)", line) == ["1", "1"]
+    assert "| PAD | 57.90 ± 0.15 % (2) |" in text
+    assert "| w/o REM | 45.95 ± 0.17 % (3) |" in text
+
+
 def test_runs_without_dreams_do_not_decide_whose_features_count(report_of):
     def without(folder):
         for run in folder.glob("no_*"):
@@ -253,6 +269,9 @@ def test_what_cannot_be_reported_is_told_in_one_line(refusal, save_runs, tmp_pat
     assert "--base_filters is 64 and 8" in refusal(main, f"--results_dir={folder}")
     other = save_runs(tmp_path / "b", ("full",), (0,), kl_weight=0.5)
     assert "of none of the paper's conditions" in refusal(main, f"--results_dir={other}")
+    plain = save_runs(tmp_path / "plain", ("full",))
+    edited(plain / "full-seed0" / "results.json", class_names=[])
+    assert "on images without labels, which" in refusal(main, f"--results_dir={plain}")
     twice = save_runs(tmp_path / "c", ("full",))
     (twice / "full-seed3").rename(twice / "copy")
     edited(twice / "copy" / "flags.json", seed=2)

@@ -114,7 +114,7 @@ def test_measuring_is_timed_on_some_images_and_taken_for_all(workplace, monkeypa
     monkeypatch.setattr(runs.Suite, "measure", measure)
     monkeypatch.setattr(runs, "_TIMED_IMAGES", 47)
     flags = reproduction(workplace)
-    seconds = runs.seconds_of_measuring(flags, *runs._check_data(flags))
+    seconds = runs.seconds_of_measuring(flags, *runs._check_data(flags, ()))
     assert 0.2 <= seconds < 0.25  # of 94 images of 188
     assert {"probe", "occlusion", "fid"} <= set(asked[1])
 
@@ -147,9 +147,17 @@ def test_a_damaged_run_is_trained_again(reproduced, workplace, monkeypatch, tmp_
     shutil.copytree(workplace / "runs" / "shapes", tmp_path / "shapes")
     flags, done = reproduction(workplace, runs_dir=str(tmp_path), probe_seeds=1), []
     monkeypatch.setattr(runs, "train", lambda config: done.append("trained"))
-    monkeypatch.setattr(runs, "evaluate", lambda _: ({"epochs": done.append("measured") or 1}, ""))
-    runs._measured(flags, flags.run_config("full", 0), "")
+
+    def measure(_):
+        done.append("measured")
+        return {"epochs": 1, "data": "these"}, ""
+
+    monkeypatch.setattr(runs, "evaluate", measure)
+    config = flags.run_config("full", 0)
+    runs._measured(flags, config, "these")
     assert done == ["measured", "trained", "measured"]
+    with pytest.raises(UsageError, match="in its own --data_dir, which are not those"):
+        runs._measured(flags, config, "others")
 
 
 def test_finished_runs_and_their_measurements_are_reused(
@@ -174,13 +182,13 @@ def test_results_are_only_reused_of_the_same_settings_data_weights_and_versions(
         return runs._is_measured(flags, config, content or content_of(flags))
 
     def content_of(flags):
-        return runs.joblib.hash(runs._check_data(flags))
+        return runs.joblib.hash(runs._check_data(flags, ()))
 
     assert reused()
     assert reused(data_dir="elsewhere", cache_dir="elsewhere")
     assert not reused(num_dreams=40)
     assert not reused(probe_seeds=1)
-    train_set, test_set = runs._check_data(reproduction(workplace))
+    train_set, test_set = runs._check_data(reproduction(workplace), ())
     for part in (train_set, test_set):
         for array in (part.images, part.labels):
             before = array.flat[0]
@@ -207,7 +215,7 @@ def test_dreams_compared_in_other_features_than_the_newest_are_measured_again(
     reproduced, workplace, reported, monkeypatch, tmp_path
 ):
     measured = []
-    monkeypatch.setattr(runs, "_check_data", lambda flags: ())
+    monkeypatch.setattr(runs, "_check_data", lambda flags, planned: ())
 
     def measure(flags, config, content):
         measured.append(config.condition)
@@ -321,6 +329,20 @@ def test_what_cannot_be_done_is_refused_before_anything_is_trained(
         config = reproduction(workplace, dry_run=dry_run, **changes)
         assert message in refusal(main, config)
     assert snapshot(workplace) == before
+
+
+def test_finished_runs_of_other_images_are_refused(reproduced, workplace, refusal):
+    first, second, *_ = sorted((workplace / "shapes" / "train" / "above").iterdir())
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    before = snapshot(workplace)
+    for dry_run in (False, True):
+        error = refusal(main, reproduction(workplace, dry_run=dry_run))
+        assert "shapes was begun with 96 images of " in error
+        assert "but now they are not the same" in error
+        assert "another --runs_dir for a new run, or delete its folder." in error
+    assert snapshot(workplace) == before
+    first.write_bytes(kept)
 
 
 def test_images_without_labels_are_refused(workplace, tmp_path, refusal):
