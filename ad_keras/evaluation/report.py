@@ -75,11 +75,8 @@ def combine(results: Sequence[dict]) -> dict:
     # Those with values come last, since a protocol without has no details, and of these those
     # with early dreams.
     entries = [pair for result in results for pair in result["metrics"].items()]
-    early = "early_epoch"
-    order = sorted(
-        entries, key=lambda pair: (bool(pair[1]["values"]), early in pair[1]["protocol"])
-    )
-    entries = dict(order)
+    entries.sort(key=lambda pair: (bool(pair[1]["values"]), "early_epoch" in pair[1]["protocol"]))
+    entries = dict(entries)
     names, seeds = zip(*((r["name"], r["training_seed"]) for r in results), strict=True)
     if len(set(names)) < len(names):  # folders of one name in several places
         names = [f"{name}, seed {seed}" for name, seed in zip(names, seeds, strict=True)]

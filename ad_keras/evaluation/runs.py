@@ -12,7 +12,7 @@ import numpy as np
 
 from ad_keras import data
 from ad_keras.data import ImageSet
-from ad_keras.errors import RunError, UsageError, first_line
+from ad_keras.errors import Interrupted, RunError, UsageError, first_line
 from ad_keras.evaluation import report
 from ad_keras.evaluation.config import METRICS, EvaluateConfig
 from ad_keras.evaluation.features import FeatureExtractor, classifier_features, inception_features
@@ -222,6 +222,8 @@ def _restore(folder: Path, epoch: int, metrics: Sequence[str]) -> Subject:
     for number in kept:
         try:
             earlier[number] = restore_run(folder, number)[1]
+        except Interrupted:
+            raise
         except RunError as error:  # the model that is measured can be read
             _say(f"{error} It is left out.")
     return Subject(folder, config, model, reached, earlier)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ad_keras import PAD, data, load_encoder
+from ad_keras.errors import Interrupted
 from ad_keras.evaluate import main
 from ad_keras.evaluation import features, suite
 from ad_keras.measures.latents import encode
@@ -246,6 +247,18 @@ def test_an_earlier_epoch_that_is_damaged_is_left_out(single, evaluated, copied_
     assert "epoch-1 is damaged" in printed
     assert "It is left out." in printed
     assert set(results_in(folder)["metrics"]["fid"]["values"]) == {"late", "test_images"}
+
+
+def test_a_signal_while_earlier_epochs_are_restored_is_no_damage(copied_run, outcome, monkeypatch):
+    def restore(folder, epoch=None):
+        if epoch:
+            raise Interrupted("SIGINT", 130)
+        return restore_run(folder)
+
+    monkeypatch.setattr("ad_keras.evaluation.runs.restore_run", restore)
+    status, printed, _ = outcome(main, f"--run_dir={copied_run()}", "--metrics=epochs")
+    assert status == 130
+    assert "left out" not in printed
 
 
 def test_a_state_within_an_epoch_does_not_pass_for_an_end(evaluated, refusal, copied_run, runs):

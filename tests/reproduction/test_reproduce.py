@@ -336,13 +336,15 @@ def test_finished_runs_of_other_images_are_refused(reproduced, workplace, refusa
     kept = first.read_bytes()
     first.write_bytes(second.read_bytes())
     before = snapshot(workplace)
-    for dry_run in (False, True):
-        error = refusal(main, reproduction(workplace, dry_run=dry_run))
-        assert "shapes was begun with 96 images of " in error
-        assert "but now they are not the same" in error
-        assert "another --runs_dir for a new run, or delete its folder." in error
-    assert snapshot(workplace) == before
-    first.write_bytes(kept)
+    try:
+        for dry_run in (False, True):
+            error = refusal(main, reproduction(workplace, dry_run=dry_run))
+            assert "shapes was begun with 96 images of " in error
+            assert "but now they are not the same" in error
+            assert "another --runs_dir for a new run, or delete its folder." in error
+        assert snapshot(workplace) == before
+    finally:
+        first.write_bytes(kept)
 
 
 def test_images_without_labels_are_refused(workplace, tmp_path, refusal):
