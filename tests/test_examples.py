@@ -108,7 +108,7 @@ def test_a_fine_tuned_classifier_tells_shapes(shapes, tmp_path, success):
 SHIPPED = EXAMPLES.parent / "saved_models"
 
 
-@pytest.mark.parametrize("name", ["cifar10_pad", "cifar10_best"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_best"])
 def test_shipped_encoders_see_the_same_with_and_without_the_package(name):
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     served = tf.saved_model.load(str(SHIPPED / name / "encoder")).signatures["serving_default"]
@@ -122,7 +122,7 @@ def test_shipped_encoders_see_the_same_with_and_without_the_package(name):
     ("name", "flags", "results", "epochs"),
     [
         (
-            "cifar10_pad",
+            "cifar10",
             "--flagfile=cifar10 --precision=mixed_bfloat16 --probe_every=5 --dream_every=10 "
             "--run_dir=runs/cifar10 --saved_model_dir=saved_models/cifar10",
             "cifar10/full-seed0",
@@ -148,15 +148,15 @@ def test_the_shipped_generator_rebuilds_what_the_shipped_encoder_sees():
     rows = np.mgrid[:32, :32][0]
     scene = np.where(rows < 16, 200, 60)[..., None] * np.array([0.6, 0.8, 1.0])  # sky over ground
     images = np.stack([scene, scene[::-1]]).astype(np.uint8)
-    latents = ad_keras.load_encoder(SHIPPED / "cifar10_pad")(images)["latent"]
-    served = tf.saved_model.load(str(SHIPPED / "cifar10_pad" / "generator"))
+    latents = ad_keras.load_encoder(SHIPPED / "cifar10")(images)["latent"]
+    served = tf.saved_model.load(str(SHIPPED / "cifar10" / "generator"))
     rebuilt = served.signatures["serving_default"](latent=latents)["images"].numpy()
     assert rebuilt.dtype == np.uint8
     errors = np.abs(rebuilt[:, None].astype(float) - images[None]).mean(axis=(2, 3, 4))
     assert errors.argmin(axis=1).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("name", ["cifar10_pad", "cifar10_best"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_best"])
 def test_the_example_classifies_with_the_shipped_encoder(name, shapes, success):
     flags = (f"--export={SHIPPED / name}", f"--dataset={shapes}", "--epochs=15")
     frozen, tuned = re.findall(r": +([\d.]+)%", success(example("classify").main, *flags))

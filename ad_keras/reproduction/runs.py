@@ -219,11 +219,12 @@ def seconds_of_measuring(flags: ReproduceConfig, train_set: ImageSet, test_set: 
 
 
 def _look_at(config: Config) -> Run:
-    folder, exported = config.run_path, None
+    folder, exported, written = config.run_path, None, 0.0
     if config.export_path.exists():
         check_export_folder(config.export_path, folder, named=False, flag="--saved_models_dir")
         with contextlib.suppress(OSError, ValueError, KeyError):
-            exported = json.loads((config.export_path / "metadata.json").read_text())["epochs"]
+            metadata = config.export_path / "metadata.json"
+            exported, written = json.loads(metadata.read_text())["epochs"], metadata.stat().st_mtime
     if not (folder / "flags.json").exists():
         return Run(config, completed=0, finished=False)
     saved = load_config(folder, _RUN)
@@ -235,7 +236,11 @@ def _look_at(config: Config) -> Run:
             "wanted: use a higher --epochs, or another --runs_dir for shorter runs."
         )
     completed = max(map(int, read_history(folder)), default=0)
-    return Run(config, completed, completed == config.epochs == saved.epochs == exported)
+    # An export that is older than the state is of a run that is gone, of the same name.
+    states = folder.glob(f"checkpoints/recent/step-{step}.*")
+    current = written >= max((file.stat().st_mtime for file in states), default=0.0)
+    finished = completed == config.epochs == saved.epochs == exported and current
+    return Run(config, completed, finished)
 
 
 def _check_data(flags: ReproduceConfig, runs: Sequence[Run]) -> tuple[ImageSet, ImageSet]:

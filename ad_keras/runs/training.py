@@ -107,8 +107,14 @@ def train(
         refuse_other_images(config, records["data.json"])
         _refuse_shorter(config, steps_per_epoch)
     named = bool(config.saved_model_dir)
+    replaced = []
     if export:
         check_export_folder(config.export_path, config.run_path, named=named)
+        if config.export_path.exists() and not begun and not config.overwrite:
+            replaced = [
+                f"{config.export_path} holds an export of another training, which this one "
+                "replaces at its end: to keep it, name another folder."
+            ]
     with failures_explained(config.run_path), cluster.strategy.scope():
         model = build(config)
     if model.steps_per_execution > 1:
@@ -125,7 +131,7 @@ def train(
     rates = [(each, float(each.learning_rate.numpy())) for each in optimizers]
     with _run_folder(config, cluster, records) as folder, failures_explained(folder):
         checkpoints = Checkpoints(model, folder)
-        notes = [*config.without_effect, *checkpoints.restore()]
+        notes = [*config.without_effect, *replaced, *checkpoints.restore()]
         for note in notes:
             print(note, flush=True)
         first = int(model.step.numpy())

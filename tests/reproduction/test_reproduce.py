@@ -143,6 +143,17 @@ def test_an_export_of_fewer_epochs_is_not_that_of_the_finished_run(reproduced, w
     assert states == ["trained, to be exported", "finished"]
 
 
+def test_an_export_of_an_earlier_run_of_the_same_name_is_not_that_of_the_finished_run(
+    reproduced, workplace
+):
+    file = workplace / "exports" / "shapes" / "metadata.json"
+    kept = file.stat().st_mtime_ns
+    os.utime(file, ns=(0, 0))
+    states = [run.state for run in runs.plan(reproduction(workplace))]
+    os.utime(file, ns=(kept, kept))
+    assert states == ["trained, to be exported", "finished"]
+
+
 def test_a_damaged_run_is_trained_again(reproduced, workplace, monkeypatch, tmp_path):
     shutil.copytree(workplace / "runs" / "shapes", tmp_path / "shapes")
     flags, done = reproduction(workplace, runs_dir=str(tmp_path), probe_seeds=1), []

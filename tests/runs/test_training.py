@@ -631,6 +631,17 @@ class TestDisk:
 
 
 class TestCommandLine:
+    def test_an_export_of_another_training_is_told_before_it_is_replaced(
+        self, tiny, tmp_path, quick_train
+    ):
+        config = tiny(tmp_path, epochs=1)
+        (folder := Path(config.saved_model_dir)).mkdir()
+        (folder / "metadata.json").write_text("{}")
+        (note,) = quick_train(config, export=True).notes
+        assert note.startswith(f"{folder} holds an export of another training")
+        assert (folder / "encoder.keras").exists()
+        assert quick_train(dataclasses.replace(config, epochs=2), export=True).notes == []
+
     def test_a_flag_without_effect_is_told(self, tiny, tmp_path, quick_main, success):
         config = tiny(tmp_path, epochs=1, agreement="vicreg")
         lines = success(quick_main, config).splitlines()
